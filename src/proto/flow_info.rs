@@ -1,0 +1,222 @@
+//! Where a request goes and what carries it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A transport protocol as Via names it (RFC 3261 §20.42)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Datagrams, retransmitted by the transaction
+    Udp,
+    /// A stream, framed by Content-Length
+    Tcp,
+}
+
+impl Protocol {
+    /// Whether the protocol itself delivers or fails, so that requests are not retransmitted (RFC 3261 §17.1.2.2).
+    #[must_use]
+    pub const fn is_reliable(self) -> bool {
+        !matches!(self, Self::Udp)
+    }
+
+    /// The name in upper case, as in Via and in the `transport` parameter of a Contact.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        }
+    }
+
+    /// The port where a URI names none (RFC 3261 §19.1.2).
+    #[must_use]
+    pub const fn default_port(self) -> u16 {
+        5060
+    }
+
+    /// The protocol that a `transport=` parameter names, in any case.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Udp, Self::Tcp].into_iter().find(|p| p.name().eq_ignore_ascii_case(name))
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One place to send a request to: an address, a protocol, and the host name it was found by (RFC 3263)
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    protocol: Protocol,
+    address: SocketAddr,
+    host: Arc<str>,
+}
+
+impl Target {
+    /// The target at `address`; its host name is the address until [`with_host`](Self::with_host) says otherwise.
+    #[must_use]
+    pub fn new(protocol: Protocol, address: SocketAddr) -> Self {
+        Self { protocol, address, host: address.ip().to_string().into() }
+    }
+
+    /// Sets the host name that was asked for.
+    #[must_use]
+    pub fn with_host(mut self, host: impl Into<Arc<str>>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// The transport protocol.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The address and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The host name that was asked for, or the address as text.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.protocol, self.address)
+    }
+}
+
+/// What a request needs to know of the flow it goes out on
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowInfo {
+    protocol: Protocol,
+    local: SocketAddr,
+    remote: SocketAddr,
+    sent_by: Option<Arc<str>>,
+    contact: Option<Arc<str>>,
+}
+
+impl FlowInfo {
+    /// A flow between two addresses. `local` must be an address that reaches the remote, never 0.0.0.0 or `::`.
+    #[must_use]
+    pub const fn new(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> Self {
+        Self { protocol, local, remote, sent_by: None, contact: None }
+    }
+
+    /// Sets the host and port for Via, where that is not the local address (an external address, say).
+    #[must_use]
+    pub fn with_sent_by(mut self, host_and_port: impl Into<Arc<str>>) -> Self {
+        self.sent_by = Some(host_and_port.into());
+        self
+    }
+
+    /// Sets the host and port for Contact: a listener's port, or an external address.
+    #[must_use]
+    pub fn with_contact(mut self, host_and_port: impl Into<Arc<str>>) -> Self {
+        self.contact = Some(host_and_port.into());
+        self
+    }
+
+    /// The transport protocol.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Our end.
+    #[must_use]
+    pub const fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The other end.
+    #[must_use]
+    pub const fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// Host and port for Via: as set, or the local address, IPv6 in brackets, without a zone id.
+    #[must_use]
+    pub fn sent_by(&self) -> Cow<'_, str> {
+        self.sent_by.as_deref().map_or_else(|| Cow::Owned(host_port(self.local)), Cow::Borrowed)
+    }
+
+    /// Host and port for Contact: as set, else as in Via (DECISIONS: a listener's port, else the flow's own).
+    #[must_use]
+    pub fn contact(&self) -> Cow<'_, str> {
+        self.contact.as_deref().map_or_else(|| self.sent_by(), Cow::Borrowed)
+    }
+}
+
+/// `host:port` for the wire: IPv6 in brackets and without its zone id, which means nothing to anybody else
+pub(crate) fn host_port(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(v4) => v4.to_string(),
+        SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
+    }
+}
+
+/// Why a flow could not be made, or ended
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlowError {
+    /// The other side refused the connection, or the network said that nobody is there.
+    #[error("connection refused")]
+    Refused,
+    /// The other side closed the connection in order.
+    #[error("connection closed by the peer")]
+    Closed,
+    /// The other side reset the connection.
+    #[error("connection reset by the peer")]
+    Reset,
+    /// No connection within the time allowed.
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    /// Nothing was sent: the transport's queue is full, the message stays with the sender.
+    #[error("send queue is full")]
+    Full,
+    /// No transport speaks this protocol.
+    #[error("no transport for {0}")]
+    NoTransport(Protocol),
+    /// No transport has this name (option `transport`).
+    #[error("no transport named {0:?}")]
+    UnknownTransport(Arc<str>),
+    /// The peer sent what is no SIP, or a message beyond the limits.
+    #[error("not SIP: {0}")]
+    NotSip(Arc<str>),
+    /// The operating system's word.
+    #[error("{kind}: {message}")]
+    Io {
+        /// The kind, as std names it
+        kind: std::io::ErrorKind,
+        /// The system's text
+        message: Arc<str>,
+    },
+    /// The host or the agent closed it.
+    #[error("closed by us")]
+    ClosedByUs,
+}
+
+impl From<std::io::Error> for FlowError {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => Self::Reset,
+            ErrorKind::UnexpectedEof => Self::Closed,
+            kind => Self::Io { kind, message: error.to_string().into() },
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Which Contact of an answer is ours, and what it grants (DECISIONS D8, D9).
+
+use super::event::{Binding, Warning};
+use crate::{Response, SipUri};
+use std::time::Duration;
+
+/// The longest grant that is scheduled as such: a week (D9)
+pub(crate) const LONGEST: u32 = 604_800;
+/// Grants below this are worth a warning (D9)
+const SHORT: u32 = 10;
+
+/// What a 2xx grants
+#[derive(Debug)]
+pub(crate) struct Grant {
+    /// Seconds, already clamped; 0 means that there is no binding
+    pub(crate) seconds: u32,
+    /// Whether the answer listed our Contact
+    pub(crate) confirmed: bool,
+    /// Whether the answer listed a Contact at all
+    pub(crate) others: usize,
+    pub(crate) public_gruu: Option<Box<str>>,
+    pub(crate) temporary_gruu: Option<Box<str>>,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+/// One Contact of the answer, as far as D8 looks at it
+struct Listed {
+    uri: Option<SipUri>,
+    text: Box<str>,
+    /// The whole seconds of `expires`; none where absent or malformed
+    expires: Option<u32>,
+    malformed: Option<Box<str>>,
+    instance: Option<String>,
+    reg_id: Option<String>,
+    public_gruu: Option<String>,
+    temporary_gruu: Option<String>,
+}
+
+/// What was sent, and by which an answer's Contact is known again
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent<'a> {
+    pub(crate) uri: &'a str,
+    pub(crate) line: Option<&'a str>,
+    pub(crate) instance: Option<&'a str>,
+    pub(crate) reg_id: Option<&'a str>,
+}
+
+/// Reads the grant of a 2xx to a REGISTER that asked for `requested` seconds.
+pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Grant {
+    let listed = list(response);
+    let mut warnings = Vec::new();
+    let ours = ours(&listed, sent);
+    for contact in &ours {
+        if let Some(text) = &contact.malformed {
+            warnings.push(Warning::MalformedExpires(text.clone()));
+        }
+    }
+    // Several that match equally well: the shortest, so that a refresh is never late.
+    let own = ours.iter().filter_map(|contact| contact.expires).min();
+    let header = response.delta_seconds("Expires");
+    let seconds = own.or(header).unwrap_or(if requested == u32::MAX { 3600 } else { requested });
+    let confirmed = !ours.is_empty();
+    if !confirmed {
+        warnings.push(Warning::Unconfirmed);
+    }
+    if seconds > LONGEST {
+        warnings.push(Warning::LongGrant(seconds));
+    } else if (1..SHORT).contains(&seconds) {
+        warnings.push(Warning::ShortGrant(Duration::from_secs(u64::from(seconds))));
+    }
+    let gruu = |pick: fn(&Listed) -> &Option<String>| {
+        ours.iter().find_map(|contact| pick(contact).as_deref().map(Box::<str>::from))
+    };
+    Grant {
+        seconds: seconds.min(LONGEST),
+        confirmed,
+        others: listed.len() - ours.len(),
+        public_gruu: gruu(|contact| &contact.public_gruu),
+        temporary_gruu: gruu(|contact| &contact.temporary_gruu),
+        warnings,
+    }
+}
+
+/// The bindings that an answer lists, with ours marked.
+pub(crate) fn bindings(response: &Response, sent: Sent<'_>) -> Box<[Binding]> {
+    let listed = list(response);
+    let ours: Vec<*const Listed> = ours(&listed, sent).into_iter().map(std::ptr::from_ref).collect();
+    listed
+        .iter()
+        .map(|contact| Binding {
+            uri: contact.text.clone(),
+            expires: contact.expires,
+            ours: ours.contains(&std::ptr::from_ref(contact)),
+        })
+        .collect()
+}
+
+fn list(response: &Response) -> Vec<Listed> {
+    response
+        .contacts()
+        .filter(|contact| !contact.is_star())
+        .map(|contact| {
+            let text = |name: &str| contact.param(name).map(|value| value.text().into_owned());
+            let expires = contact.param("expires");
+            // A quoted expires is malformed too: the grammar has digits (RFC 3261 §25.1).
+            let digits = expires.as_ref().filter(|value| !value.is_quoted()).and_then(|value| {
+                let text = value.text();
+                let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+                if whole { text.parse().ok() } else { None }
+            });
+            let malformed = match (&expires, digits) {
+                (Some(value), None) => Some(value.text().chars().take(32).collect::<String>().into()),
+                _ => None,
+            };
+            Listed {
+                uri: SipUri::parse(contact.uri()).ok(),
+                text: contact.uri().into(),
+                expires: digits,
+                malformed,
+                instance: text("+sip.instance"),
+                reg_id: text("reg-id"),
+                public_gruu: text("pub-gruu"),
+                temporary_gruu: text("temp-gruu"),
+            }
+        })
+        .collect()
+}
+
+/// D8, in its order: instance and reg-id, our token, URI comparison, a sole Contact that kept what names us.
+fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
+    let sent_uri = SipUri::parse(sent.uri).ok();
+    let rules: [&dyn Fn(&Listed) -> bool; 3] = [
+        &|contact| {
+            sent.instance.is_some()
+                && contact.instance.as_deref() == sent.instance
+                && contact.reg_id.as_deref() == sent.reg_id
+        },
+        &|contact| {
+            let line = contact.uri.as_ref().and_then(|uri| uri.param("line").flatten());
+            sent.line.is_some() && line == sent.line
+        },
+        &|contact| match (&contact.uri, &sent_uri) {
+            (Some(uri), Some(sent)) => uri.is_equivalent(sent),
+            _ => false,
+        },
+    ];
+    for rule in rules {
+        let found: Vec<_> = listed.iter().filter(|contact| rule(contact)).collect();
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    match (listed, &sent_uri) {
+        ([sole], Some(sent)) if sole.uri.as_ref().is_some_and(|uri| same_but_for_host(uri, sent)) => vec![sole],
+        _ => Vec::new(),
+    }
+}
+
+/// Whether only host and port differ: what an SBC or a NAT helper does to a Contact
+fn same_but_for_host(uri: &SipUri, sent: &SipUri) -> bool {
+    uri.user() == sent.user() && sent.params().all(|(name, value)| uri.param(name) == Some(value))
+}
+
+#[cfg(test)]
+#[path = "tests/lease.rs"]
+mod tests;

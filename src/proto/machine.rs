@@ -1,0 +1,1598 @@
+//! One registration: lease × activity, time and messages in, effects out.
+//!
+//! ```text
+//!            Start (initial delay)            deadline
+//!   Idle ───────────────────────▶ Waiting ───────────────▶ Cycle: Locating ─▶ Opening ─▶ Registering ⇄ Asking
+//!    ▲ ▲                            ▲  ▲                     │        (each step has its own deadline)
+//!    │ └──── gave up, stopped ──────┼──┼─────────────────────┤
+//!    │                              │  └── refused: retry ───┤
+//!    └── paused ◀── Pause           └───── granted: refresh ─┘
+//! ```
+//!
+//! The lease lives beside all of this: it starts with a grant, ends when it expires or is removed, and no failure
+//! in between takes it away.
+
+use super::digest::{Reaction, Role, Rules, ServerProof, parse_challenges};
+use super::event::*;
+use super::flow_info::{FlowError, FlowInfo, Target};
+use super::ids::{FlowId, OpId};
+use super::lease::{self, Sent};
+use super::message::write::{self, ContactForm, Parts};
+use super::transaction::{Due, Transaction};
+use super::verdict::{self, GiveUp, Verdict};
+use super::{Entropy, Sessions};
+use crate::{
+    Change, CredentialsQuery, InitialDelay, Redirects, Registration, ResolveError, Response, Secret,
+    SecurityNegotiation, SipUri,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Requests to one target in a cycle (D3)
+const REQUESTS_A_TARGET: u32 = 6;
+/// Requests in a cycle (D3)
+const REQUESTS_A_CYCLE: u32 = 15;
+/// Targets in a cycle (D3)
+const TARGETS_A_CYCLE: usize = 8;
+/// How long a cycle may go on starting requests (D3)
+const CYCLE: Duration = Duration::from_secs(96);
+/// Start to start of cycles that no command asked for (D2)
+const PACE: Duration = Duration::from_secs(1);
+/// A lease lost earlier than this after its grant counts as a failure (D2)
+const FLAP: Duration = Duration::from_secs(30);
+/// How long the host may take to name the addresses; a name service that takes longer is down
+const LOCATING: Duration = Duration::from_secs(20);
+/// How long a credential provider may take
+const ASKING: Duration = Duration::from_secs(30);
+/// How long an answer to a challenge may wait for others that try the same credential (D6): timer F and some
+const GUARDED: Duration = Duration::from_secs(120);
+/// A held request is asked for again after this long, so that no host can forget it
+const HELD: Duration = Duration::from_secs(32);
+/// What opening may take beyond the policy's own timeout
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Time, randomness and the way out, for one call
+#[derive(Debug)]
+pub struct Cx<'a, O> {
+    /// Monotonic time; never runs backwards
+    pub now: Instant,
+    /// Wall-clock time
+    pub wall: SystemTime,
+    /// Randomness
+    pub entropy: &'a mut Entropy,
+    /// Where effects go
+    pub out: &'a mut Vec<O>,
+}
+
+/// What makes a registration the same one after a restart, and its place in the agent
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The start of every branch: agent, slot and generation in hexadecimal
+    pub branch: Box<str>,
+    /// Call-ID; a fresh random one where none
+    pub call_id: Option<Box<str>>,
+    /// The next CSeq; a random one below 65536 where none
+    pub cseq: Option<u32>,
+    /// The `line` token; a fresh random one where none and the option is on
+    pub line: Option<Box<str>>,
+    /// Keys the fingerprints of credentials (D6)
+    pub guard_key: [u8; 16],
+}
+
+/// What a machine is fed
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Starts, after the initial delay
+    Start,
+    /// Un-REGISTERs wherever a binding may live, within this long; [`Output::Done`] follows
+    Stop(Duration),
+    /// A REGISTER at once
+    Refresh,
+    /// Un-REGISTER, then REGISTER
+    Reregister,
+    /// REGISTER without Contact
+    Query,
+    /// `Contact: *`
+    RemoveAll,
+    /// Sends nothing until then, or until [`Input::Resume`]; with an un-REGISTER first where asked
+    Pause {
+        /// When to resume by itself
+        until: Option<Instant>,
+        /// Whether the binding is removed first
+        unregister: bool,
+    },
+    /// Ends a pause
+    Resume,
+    /// The deadline came; early and late ones do nothing
+    Timeout,
+    /// Every flow is made anew; this registration at a random moment within the given time
+    NetworkChanged(Duration),
+    /// The computer slept for this long
+    ClockJump(Duration),
+    /// A new configuration
+    Reconfigure(Arc<Registration>),
+    /// Lets refused credentials be tried again
+    RetryCredentials,
+    /// A response whose branch is ours
+    Response(&'a Response),
+    /// The answer to [`Output::Locate`]
+    Located {
+        /// The question
+        op: OpId,
+        /// Targets in the order to try them
+        result: Result<Vec<Target>, ResolveError>,
+    },
+    /// The answer to [`Output::Open`]: the flow is up
+    Opened {
+        /// The question
+        op: OpId,
+        /// The flow
+        result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+    },
+    /// The host keeps [`Output::Open`] back, because enough requests are in flight (D16)
+    Held(OpId),
+    /// The answer to [`Output::Credentials`]
+    Credentials {
+        /// The question
+        op: OpId,
+        /// What was found
+        secret: Option<Secret>,
+    },
+    /// The answer to [`Output::Guard`]: whether the credentials may be tried
+    Guarded {
+        /// The question
+        op: OpId,
+        /// False where they were refused often enough (D6)
+        allowed: bool,
+    },
+    /// A flow has ended
+    FlowFailed {
+        /// The flow
+        flow: FlowId,
+        /// Why
+        error: FlowError,
+        /// Over how long its users spread (D13)
+        spread: Duration,
+    },
+}
+
+/// What a machine wants; a host that ignores one wedges the registration, so this enum is exhaustive
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Find the targets for this URI
+    Locate {
+        /// To be given back
+        op: OpId,
+        /// The server, or the first route
+        uri: SipUri,
+    },
+    /// Make or find a flow to the target
+    Open {
+        /// To be given back
+        op: OpId,
+        /// Where to
+        target: Target,
+        /// The flow that registered; to be used while it is up
+        prefer: Option<FlowId>,
+        /// Whether a new flow must be made (a 430 said that the old one is dead)
+        fresh: bool,
+    },
+    /// Ask the credential provider
+    Credentials {
+        /// To be given back
+        op: OpId,
+        /// What for
+        query: CredentialsQuery,
+    },
+    /// Ask whether credentials that were never accepted may be tried (D6)
+    Guard {
+        /// To be given back
+        op: OpId,
+        /// Keyed hashes of (realm, username), and of the same with the secret
+        credential: Vec<Guarded>,
+    },
+    /// Guarded credentials were accepted or refused; none: the attempt ended without an answer to that
+    Proved(Option<bool>),
+    /// Not interested in the answer to this any more
+    Cancel(OpId),
+    /// Send
+    Transmit {
+        /// On this flow
+        flow: FlowId,
+        /// The whole message
+        message: Bytes,
+    },
+    /// Tell the application
+    Event(Event),
+    /// Stopped, as [`Input::Stop`] asked
+    Done(Removal),
+}
+
+/// What [`Output::Guard`] asks about
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guarded {
+    /// Keyed hash of realm and username
+    pub account: u64,
+    /// Keyed hash of realm, username and secret
+    pub credential: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Register,
+    Unregister,
+    Query,
+    RemoveAll,
+}
+
+/// What follows the un-REGISTER under way, or the cycle that must end first
+#[derive(Debug, Clone)]
+enum Then {
+    Nothing,
+    Stop { within: Duration },
+    Reregister,
+    Refresh,
+    Query,
+    RemoveAll,
+    Pause { until: Option<Instant>, unregister: bool },
+    Reconfigure(Arc<Registration>),
+    Replace(Arc<Registration>),
+}
+
+#[derive(Debug, Clone)]
+enum Plan {
+    Idle,
+    Waiting { until: Instant },
+    Paused { until: Option<Instant> },
+    Cycle(Box<Cycle>),
+}
+
+#[derive(Debug, Clone)]
+struct Cycle {
+    purpose: Purpose,
+    commanded: bool,
+    /// When the first request went out
+    started: Option<Instant>,
+    requests: u32,
+    at_target: u32,
+    targets: Vec<Target>,
+    next: usize,
+    /// Smallest Retry-After of the targets that answered 503 (D11)
+    retry_after: Option<u32>,
+    from_tag: Box<str>,
+    step: Step,
+    flow: Option<(FlowId, Arc<FlowInfo>)>,
+    contact_uri: Box<str>,
+    path: bool,
+    outbound: bool,
+    /// Whether this cycle has answered a challenge, a 494, a 420, a 430 before
+    authenticated: bool,
+    security_resent: bool,
+    security_only_verify: bool,
+    tokens_dropped: bool,
+    fresh_flow: bool,
+    guard_open: bool,
+    redirects: u8,
+    /// When an un-REGISTER must be over
+    limit: Option<Instant>,
+    /// What was reported last, for the event of a cycle that runs out of targets
+    failure: Option<(Failure, Option<Box<Exchange>>)>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Locating { op: OpId, until: Instant },
+    Opening { op: OpId, until: Instant },
+    Held { op: OpId, until: Instant },
+    Asking { op: OpId, until: Instant, role: Role, query: CredentialsQuery },
+    Guarding { op: OpId, until: Instant },
+    Registering(Transaction),
+    /// Between two steps of one call; never seen outside
+    Between,
+}
+
+#[derive(Debug, Clone)]
+struct Lease {
+    at: Instant,
+    expires_at: Instant,
+    granted: Duration,
+    flow: Option<FlowId>,
+    target: Target,
+    confirmed: bool,
+}
+
+/// The pure state machine of one registration: no clock, no socket, no task
+///
+/// Feed it [`Input`]s, carry out its [`Output`]s, and call it with [`Input::Timeout`] when
+/// [`deadline`](Self::deadline) has come. Late, early and spurious timeouts are harmless; an answer to an older
+/// question is ignored.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    registration: Arc<Registration>,
+    identity: Box<Kept>,
+    plan: Plan,
+    lease: Option<Lease>,
+    /// Until when the registrar may hold a binding of ours, answered or not: what is not known to be gone is removed
+    may_live: Option<Instant>,
+    then: Then,
+    /// When `then` stops waiting for the cycle under way
+    then_at: Option<Instant>,
+    retries: u32,
+    flaps: u32,
+    last_start: Option<Instant>,
+    last_failure: Option<Box<Failure>>,
+    reference: ReferenceStatus,
+    sessions: Sessions,
+    /// Raised by a 423, until reconfigured (D10)
+    min_expires: u32,
+    security_server: Vec<Box<str>>,
+    ops: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    branch: Box<str>,
+    call_id: Box<str>,
+    cseq: u32,
+    line: Option<Box<str>>,
+    guard_key: [u8; 16],
+}
+
+type Out<'a> = Cx<'a, Output>;
+
+impl Machine {
+    /// A machine for one registration; it does nothing until [`Input::Start`].
+    #[must_use]
+    pub fn new(registration: Arc<Registration>, identity: Identity, entropy: &mut Entropy) -> Self {
+        let line = registration.line().then(|| identity.line.unwrap_or_else(|| entropy.letters(7).into()));
+        let kept = Kept {
+            branch: identity.branch,
+            call_id: identity.call_id.unwrap_or_else(|| entropy.hex(16).into()),
+            cseq: identity.cseq.unwrap_or_else(|| entropy.below(65_536) as u32),
+            line,
+            guard_key: identity.guard_key,
+        };
+        Self {
+            registration,
+            identity: Box::new(kept),
+            plan: Plan::Idle,
+            lease: None,
+            may_live: None,
+            then: Then::Nothing,
+            then_at: None,
+            retries: 0,
+            flaps: 0,
+            last_start: None,
+            last_failure: None,
+            reference: ReferenceStatus::Unregistered,
+            sessions: Sessions::default(),
+            min_expires: 0,
+            security_server: Vec::new(),
+            ops: 0,
+        }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub const fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    /// The `line` token of the Contact, where the option is on.
+    #[must_use]
+    pub fn line(&self) -> Option<&str> {
+        self.identity.line.as_deref()
+    }
+
+    /// The state: is there a binding, and what are we doing about it.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let activity = match &self.plan {
+            Plan::Idle => Activity::Idle,
+            Plan::Waiting { until } => Activity::Waiting { until: *until },
+            Plan::Paused { .. } => Activity::Paused,
+            Plan::Cycle(cycle) => match cycle.purpose {
+                Purpose::Register => Activity::Registering,
+                Purpose::Unregister => Activity::Unregistering,
+                Purpose::Query | Purpose::RemoveAll => Activity::Querying,
+            },
+        };
+        Status {
+            lease: self.lease.as_ref().map(|lease| LeaseStatus {
+                expires_at: lease.expires_at,
+                granted: lease.granted,
+                flow: lease.flow,
+                target: lease.target.clone(),
+                confirmed: lease.confirmed,
+            }),
+            activity,
+            last_failure: self.last_failure.as_deref().cloned(),
+            retries: self.retries,
+            reference: self.reference,
+        }
+    }
+
+    /// When [`Input::Timeout`] is due; computed from the state, so that no timer can be forgotten.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let plan = match &self.plan {
+            Plan::Idle | Plan::Paused { until: None } => None,
+            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => Some(*until),
+            Plan::Cycle(cycle) => {
+                let step = match &cycle.step {
+                    Step::Locating { until, .. }
+                    | Step::Opening { until, .. }
+                    | Step::Held { until, .. }
+                    | Step::Asking { until, .. }
+                    | Step::Guarding { until, .. } => Some(*until),
+                    Step::Registering(transaction) => Some(transaction.deadline()),
+                    Step::Between => None,
+                };
+                [step, cycle.limit, self.then_at].into_iter().flatten().min()
+            }
+        };
+        let expiry = self.lease.as_ref().map(|lease| lease.expires_at);
+        [plan, expiry].into_iter().flatten().min()
+    }
+
+    /// The target that a request is on its way to, or a flow is made to: such ones share the in-flight window (D16).
+    #[must_use]
+    pub fn engaged(&self) -> Option<std::net::SocketAddr> {
+        match &self.plan {
+            Plan::Cycle(cycle) if matches!(cycle.step, Step::Opening { .. } | Step::Registering(_)) => {
+                cycle.targets.get(cycle.next).map(Target::address)
+            }
+            _ => None,
+        }
+    }
+
+    /// The flows that must stay up for this registration: the lease's, and the one that is tried now.
+    pub(crate) fn flows(&self) -> [Option<FlowId>; 2] {
+        let lease = self.lease.as_ref().and_then(|lease| lease.flow);
+        [lease, self.cycle_flow().filter(|flow| Some(*flow) != lease)]
+    }
+
+    /// The flow of the request under way, or else of the lease.
+    #[must_use]
+    pub fn flow(&self) -> Option<FlowId> {
+        self.cycle_flow().or_else(|| self.lease.as_ref().and_then(|lease| lease.flow))
+    }
+
+    fn cycle_flow(&self) -> Option<FlowId> {
+        match &self.plan {
+            Plan::Cycle(cycle) => cycle.flow.as_ref().map(|(flow, _)| *flow),
+            _ => None,
+        }
+    }
+
+    /// Feeds one input; effects are appended to `cx.out`.
+    pub fn handle(&mut self, cx: &mut Out<'_>, input: Input<'_>) {
+        self.expire(cx);
+        match input {
+            Input::Start => self.start(cx),
+            Input::Stop(within) => self.or_after(cx, Then::Stop { within }),
+            Input::Refresh => self.or_after(cx, Then::Refresh),
+            Input::Reregister => self.or_after(cx, Then::Reregister),
+            Input::Query => self.or_after(cx, Then::Query),
+            Input::RemoveAll => self.or_after(cx, Then::RemoveAll),
+            Input::Pause { until, unregister } => self.or_after(cx, Then::Pause { until, unregister }),
+            Input::Resume => self.resume(cx),
+            Input::Timeout => self.timeout(cx),
+            Input::NetworkChanged(spread) => self.network_changed(cx, spread),
+            Input::ClockJump(by) => self.clock_jump(by),
+            Input::Reconfigure(to) => self.or_after(cx, Then::Reconfigure(to)),
+            Input::RetryCredentials => self.retry_credentials(cx),
+            Input::Response(response) => self.response(cx, response),
+            Input::Located { op, result } => self.located(cx, op, result),
+            Input::Opened { op, result } => self.opened(cx, op, result),
+            Input::Held(op) => self.held(cx, op),
+            Input::Credentials { op, secret } => self.provided(cx, op, secret),
+            Input::Guarded { op, allowed } => self.guarded(cx, op, allowed),
+            Input::FlowFailed { flow, error, spread } => self.flow_failed(cx, flow, error, spread),
+        }
+        // A jump of the clock, say, may have aged the lease.
+        self.expire(cx);
+    }
+
+    // ---- commands
+
+    fn start(&mut self, cx: &mut Out<'_>) {
+        if !matches!(self.plan, Plan::Idle) {
+            return;
+        }
+        let delay = self.initial_delay(cx);
+        if delay.is_zero() {
+            self.begin(cx, Purpose::Register, true);
+        } else {
+            cx.out.push(Output::Event(Event::Scheduled { first_in: delay }));
+            self.plan = Plan::Waiting { until: cx.now + delay };
+        }
+    }
+
+    fn initial_delay(&self, cx: &mut Out<'_>) -> Duration {
+        let longest = self.registration.max_random_initial_delay();
+        match self.registration.policy().initial_delay {
+            InitialDelay::Uniform => cx.entropy.up_to(longest),
+            InitialDelay::AtLeastOneSecond => Duration::from_secs(1 + cx.entropy.below(longest.as_secs())),
+        }
+    }
+
+    /// Does it now, or after the cycle under way: one REGISTER is outstanding at a time.
+    fn or_after(&mut self, cx: &mut Out<'_>, then: Then) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return self.do_then(cx, then);
+        };
+        if matches!(self.then, Then::Stop { .. }) && !matches!(then, Then::Stop { .. }) {
+            // A stop is never turned into a registration again (D21).
+            return;
+        }
+        if let Then::Stop { within } = &then {
+            let within = *within;
+            match cycle.purpose {
+                Purpose::Unregister => {
+                    let limit = cx.now + within;
+                    cycle.limit = Some(cycle.limit.map_or(limit, |earlier| earlier.min(limit)));
+                }
+                // A cycle that has sent nothing yet has nothing to wait for.
+                _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
+                    self.abandon(cx);
+                    return self.do_then(cx, then);
+                }
+                _ => self.then_at = Some(cx.now + within / 2),
+            }
+        }
+        self.then = then;
+    }
+
+    fn do_then(&mut self, cx: &mut Out<'_>, then: Then) {
+        self.then_at = None;
+        match then {
+            Then::Nothing => {}
+            Then::Stop { within } => {
+                if self.may_live(cx.now) {
+                    self.then = Then::Stop { within };
+                    self.begin_unregister(cx, within);
+                } else {
+                    self.plan = Plan::Idle;
+                    cx.out.push(Output::Done(Removal::NeverBound));
+                }
+            }
+            Then::Refresh => {
+                self.retries = 0;
+                self.begin(cx, Purpose::Register, true);
+            }
+            Then::Reregister => {
+                self.retries = 0;
+                self.min_expires = 0;
+                self.security_server.clear();
+                if self.may_live(cx.now) {
+                    self.then = Then::Reregister;
+                    self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+                } else {
+                    self.register_again(cx);
+                }
+            }
+            Then::Query => self.begin(cx, Purpose::Query, true),
+            Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
+            Then::Pause { until, unregister } => {
+                if unregister && self.may_live(cx.now) {
+                    self.then = Then::Pause { until, unregister: false };
+                    self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+                } else {
+                    let resumes_in = until.map(|until| until.saturating_duration_since(cx.now));
+                    cx.out.push(Output::Event(Event::Paused { resumes_in }));
+                    self.plan = Plan::Paused { until };
+                }
+            }
+            Then::Reconfigure(to) => self.reconfigure(cx, to),
+            Then::Replace(to) => self.replace(cx, to),
+        }
+    }
+
+    fn reconfigure(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        let change = self.registration.change_to(&to);
+        let credentials = self.registration.outbound_auth() != to.outbound_auth();
+        let ended = matches!(self.plan, Plan::Idle) && self.last_failure.is_some();
+        match change {
+            Change::Untouched => {}
+            Change::InPlace => {
+                self.registration = to;
+                self.reset(credentials);
+                if ended {
+                    self.begin(cx, Purpose::Register, true);
+                }
+            }
+            Change::Registers => {
+                self.registration = to;
+                self.reset(credentials);
+                self.begin(cx, Purpose::Register, true);
+            }
+            Change::Replaces if self.may_live(cx.now) => {
+                self.then = Then::Replace(to);
+                self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+            }
+            Change::Replaces => self.replace(cx, to),
+        }
+    }
+
+    /// What a changed configuration makes void.
+    fn reset(&mut self, credentials: bool) {
+        self.retries = 0;
+        self.min_expires = 0;
+        if credentials {
+            self.sessions.forget();
+        }
+    }
+
+    fn replace(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        let identity = Identity {
+            branch: self.identity.branch.clone(),
+            guard_key: self.identity.guard_key,
+            ..Identity::default()
+        };
+        *self = Self { ops: self.ops, ..Self::new(to, identity, cx.entropy) };
+        self.register_again(cx);
+    }
+
+    /// The REGISTER after an un-REGISTER: at once, or with the reference's delay.
+    fn register_again(&mut self, cx: &mut Out<'_>) {
+        if self.registration.policy().initial_delay == InitialDelay::AtLeastOneSecond {
+            self.plan = Plan::Idle;
+            self.start(cx);
+        } else {
+            self.begin(cx, Purpose::Register, true);
+        }
+    }
+
+    fn resume(&mut self, cx: &mut Out<'_>) {
+        if matches!(self.then, Then::Pause { .. }) {
+            self.then = Then::Nothing;
+        }
+        if matches!(self.plan, Plan::Paused { .. }) {
+            self.begin(cx, Purpose::Register, true);
+        }
+    }
+
+    fn retry_credentials(&mut self, cx: &mut Out<'_>) {
+        let refused = matches!(
+            self.last_failure.as_deref(),
+            Some(Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. })
+        );
+        if refused && matches!(self.plan, Plan::Idle | Plan::Waiting { .. }) {
+            self.sessions.forget();
+            self.retries = 0;
+            self.begin(cx, Purpose::Register, true);
+        }
+    }
+
+    // ---- surroundings
+
+    fn timeout(&mut self, cx: &mut Out<'_>) {
+        let timers = self.registration.policy().timers.clone();
+        match &mut self.plan {
+            Plan::Idle | Plan::Paused { until: None } => {}
+            Plan::Waiting { until } => {
+                if cx.now >= *until {
+                    self.begin(cx, Purpose::Register, false);
+                }
+            }
+            Plan::Paused { until: Some(until) } => {
+                if cx.now >= *until {
+                    self.begin(cx, Purpose::Register, false);
+                }
+            }
+            Plan::Cycle(cycle) => {
+                if cycle.limit.is_some_and(|limit| cx.now >= limit) {
+                    return self.fail(cx, Failure::Timeout, None, None);
+                }
+                if self.then_at.is_some_and(|at| cx.now >= at) {
+                    self.then_at = None;
+                    let then = std::mem::replace(&mut self.then, Then::Nothing);
+                    self.abandon(cx);
+                    // Half of the time is gone; the un-REGISTER gets the other half.
+                    let then = match then {
+                        Then::Stop { within } => Then::Stop { within: within / 2 },
+                        other => other,
+                    };
+                    return self.do_then(cx, then);
+                }
+                match &mut cycle.step {
+                    Step::Locating { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        self.unlocated(cx, ResolveError::Timeout);
+                    }
+                    Step::Opening { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        let error = FlowError::ConnectTimeout(timers.connect_timeout);
+                        self.next_target(cx, Failure::Flow(error), None);
+                    }
+                    Step::Held { until, .. } if cx.now >= *until => self.open(cx),
+                    Step::Asking { op, until, .. } if cx.now >= *until => {
+                        let op = *op;
+                        cx.out.push(Output::Cancel(op));
+                        self.provided(cx, op, None);
+                    }
+                    Step::Guarding { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        self.fail(cx, Failure::Budget, None, None);
+                    }
+                    Step::Registering(transaction) => match transaction.due(&timers, cx.now) {
+                        Due::Nothing => {}
+                        Due::Resend => {
+                            let message = transaction.message.clone();
+                            if let Some((flow, _)) = &cycle.flow {
+                                cx.out.push(Output::Transmit { flow: *flow, message });
+                            }
+                        }
+                        Due::TimedOut if transaction.answered => {
+                            let exchange = self.exchange(None);
+                            self.fail(cx, Failure::Timeout, None, exchange);
+                        }
+                        Due::TimedOut => {
+                            let exchange = self.exchange(None);
+                            self.next_target(cx, Failure::Timeout, exchange);
+                        }
+                    },
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, cx: &mut Out<'_>) {
+        if self.may_live.is_some_and(|until| cx.now >= until) {
+            self.may_live = None;
+        }
+        if self.lease.as_ref().is_some_and(|lease| cx.now >= lease.expires_at) {
+            self.lease = None;
+            let next_in = match &self.plan {
+                Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
+                Plan::Cycle(cycle) if cycle.purpose == Purpose::Register => Some(Duration::ZERO),
+                _ => None,
+            };
+            cx.out.push(Output::Event(Event::Expired { next_in }));
+        }
+    }
+
+    fn network_changed(&mut self, cx: &mut Out<'_>, spread: Duration) {
+        if let Some(lease) = &mut self.lease {
+            lease.flow = None;
+        }
+        match &self.plan {
+            Plan::Idle | Plan::Paused { .. } => {}
+            Plan::Waiting { .. } => {
+                let delay = cx.entropy.up_to(spread);
+                self.plan = Plan::Waiting { until: cx.now + delay };
+            }
+            Plan::Cycle(cycle) => match cycle.purpose {
+                Purpose::Register => {
+                    let delay = cx.entropy.up_to(spread);
+                    self.abandon(cx);
+                    let then = std::mem::replace(&mut self.then, Then::Nothing);
+                    self.plan = Plan::Waiting { until: cx.now + delay };
+                    self.do_then(cx, then);
+                }
+                // Over a fresh flow, with what is left of its time.
+                Purpose::Unregister | Purpose::Query | Purpose::RemoveAll => self.relocate(cx),
+            },
+        }
+    }
+
+    fn clock_jump(&mut self, by: Duration) {
+        let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(*at);
+        if let Some(lease) = &mut self.lease {
+            back(&mut lease.expires_at);
+        }
+        if let Some(until) = &mut self.may_live {
+            back(until);
+        }
+        match &mut self.plan {
+            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => back(until),
+            _ => {}
+        }
+    }
+
+    fn flow_failed(&mut self, cx: &mut Out<'_>, flow: FlowId, error: FlowError, spread: Duration) {
+        let was_ours = self.lease.as_mut().filter(|lease| lease.flow == Some(flow)).map(|lease| {
+            lease.flow = None;
+            cx.now.saturating_duration_since(lease.at)
+        });
+        match &mut self.plan {
+            Plan::Cycle(cycle) if cycle.flow.as_ref().is_some_and(|(used, _)| *used == flow) => {
+                let sole = cycle.next >= cycle.targets.len();
+                // A kept-alive connection that died under our request says nothing of the target: one fresh try.
+                if was_ours.is_some() && sole && !cycle.fresh_flow {
+                    cycle.fresh_flow = true;
+                    cycle.next = cycle.next.saturating_sub(1);
+                    return self.reopen(cx);
+                }
+                let exchange = self.exchange(None);
+                self.next_target(cx, Failure::Flow(error), exchange);
+            }
+            Plan::Waiting { until } => {
+                let Some(held_for) = was_ours else { return };
+                let next_in = if held_for < FLAP {
+                    // 1, 2, 4 … 60 s, between half and all of it (D2).
+                    let longest = Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
+                    self.flaps += 1;
+                    longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
+                } else {
+                    self.flaps = 0;
+                    cx.entropy.up_to(spread)
+                };
+                *until = (*until).min(cx.now + next_in);
+                let next_in = until.saturating_duration_since(cx.now);
+                cx.out.push(Output::Event(Event::FlowLost { flow, error, next_in }));
+            }
+            _ => {}
+        }
+    }
+
+    // ---- a cycle, step by step
+
+    fn begin_unregister(&mut self, cx: &mut Out<'_>, within: Duration) {
+        self.begin(cx, Purpose::Unregister, true);
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.limit = Some(cx.now + within);
+        }
+    }
+
+    fn begin(&mut self, cx: &mut Out<'_>, purpose: Purpose, commanded: bool) {
+        if !commanded && let Some(earliest) = self.last_start.map(|last| last + PACE).filter(|at| *at > cx.now) {
+            self.plan = Plan::Waiting { until: earliest };
+            return;
+        }
+        self.last_start = Some(cx.now);
+        self.sessions.begin_cycle();
+        self.plan = Plan::Cycle(Box::new(Cycle {
+            purpose,
+            commanded,
+            started: None,
+            requests: 0,
+            at_target: 0,
+            targets: Vec::new(),
+            next: 0,
+            retry_after: None,
+            from_tag: cx.entropy.hex(8).into(),
+            step: Step::Between,
+            flow: None,
+            contact_uri: "".into(),
+            path: true,
+            outbound: true,
+            authenticated: false,
+            security_resent: false,
+            security_only_verify: false,
+            tokens_dropped: false,
+            fresh_flow: false,
+            guard_open: false,
+            redirects: 0,
+            limit: None,
+            failure: None,
+        }));
+        self.relocate(cx);
+    }
+
+    fn relocate(&mut self, cx: &mut Out<'_>) {
+        let op = self.op();
+        let uri = self.registration.first_route().unwrap_or_else(|| self.registration.server_uri()).clone();
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.flow = None;
+            cycle.step = Step::Locating { op, until: cx.now + LOCATING };
+            cx.out.push(Output::Locate { op, uri });
+        }
+    }
+
+    fn op(&mut self) -> OpId {
+        self.ops = self.ops.wrapping_add(1);
+        OpId(self.ops)
+    }
+
+    fn located(&mut self, cx: &mut Out<'_>, op: OpId, result: Result<Vec<Target>, ResolveError>) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        if !matches!(cycle.step, Step::Locating { op: asked, .. } if asked == op) {
+            return;
+        }
+        match result {
+            Ok(mut targets) if !targets.is_empty() => {
+                let bound = self.lease.as_ref().map(|lease| &lease.target);
+                if self.registration.policy().sticky_target
+                    && let Some(place) = targets.iter().position(|target| Some(target) == bound)
+                {
+                    targets[..=place].rotate_right(1);
+                }
+                targets.truncate(TARGETS_A_CYCLE);
+                cycle.targets = targets;
+                cycle.next = 0;
+                self.open(cx);
+            }
+            Ok(_) => self.unlocated(cx, ResolveError::NoAddress(self.registration.server_uri().host().into())),
+            Err(error) => self.unlocated(cx, error),
+        }
+    }
+
+    /// No address: a live lease goes on at the target that granted it.
+    fn unlocated(&mut self, cx: &mut Out<'_>, error: ResolveError) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        if let Some(lease) = &self.lease {
+            cycle.targets = vec![lease.target.clone()];
+            cycle.next = 0;
+            self.open(cx);
+        } else {
+            self.fail(cx, Failure::Resolve(error), None, None);
+        }
+    }
+
+    /// Asks for a flow to the target at hand.
+    fn open(&mut self, cx: &mut Out<'_>) {
+        let op = self.op();
+        let timeout = self.registration.policy().timers.connect_timeout + SLACK;
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Some(target) = cycle.targets.get(cycle.next).cloned() else {
+            let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
+            let retry_after = cycle.retry_after;
+            return self.fail(cx, failure, retry_after, exchange);
+        };
+        let prefer = self.lease.as_ref().filter(|lease| lease.target == target).and_then(|lease| lease.flow);
+        cycle.flow = None;
+        cycle.at_target = 0;
+        cycle.step = Step::Opening { op, until: cx.now + timeout };
+        cx.out.push(Output::Open { op, target, prefer, fresh: cycle.fresh_flow });
+    }
+
+    fn reopen(&mut self, cx: &mut Out<'_>) {
+        self.open(cx);
+    }
+
+    fn held(&mut self, cx: &mut Out<'_>, op: OpId) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        if matches!(cycle.step, Step::Opening { op: asked, .. } if asked == op) {
+            cycle.step = Step::Held { op, until: cx.now + HELD };
+        }
+    }
+
+    fn opened(&mut self, cx: &mut Out<'_>, op: OpId, result: Result<(FlowId, Arc<FlowInfo>), FlowError>) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        if !matches!(cycle.step, Step::Opening { op: asked, .. } | Step::Held { op: asked, .. } if asked == op) {
+            return;
+        }
+        match result {
+            Ok((flow, info)) => {
+                let uri = write::contact_uri(&self.registration, &info, self.identity.line.as_deref());
+                cycle.contact_uri = uri.into();
+                cycle.flow = Some((flow, info));
+                self.send(cx);
+            }
+            Err(error) => self.next_target(cx, Failure::Flow(error), None),
+        }
+    }
+
+    /// Another target of the same answer, in the same cycle (RFC 3263 §4.3); none left: the cycle has failed.
+    fn next_target(&mut self, cx: &mut Out<'_>, failure: Failure, exchange: Option<Box<Exchange>>) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        cycle.failure = Some((failure, exchange));
+        cycle.next += 1;
+        cycle.fresh_flow = false;
+        self.open(cx);
+    }
+
+    /// Sends a request at the target at hand, within the budget.
+    fn send(&mut self, cx: &mut Out<'_>) {
+        let policy = Arc::clone(self.registration.policy());
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let over = cycle.requests >= REQUESTS_A_CYCLE
+            || cycle.at_target >= REQUESTS_A_TARGET
+            || cycle.started.is_some_and(|started| cx.now > started + CYCLE);
+        if over {
+            return self.fail(cx, Failure::Budget, None, None);
+        }
+        let Some((flow, info)) = cycle.flow.clone() else { return };
+        cycle.requests += 1;
+        cycle.at_target += 1;
+        cycle.started.get_or_insert(cx.now);
+        self.identity.cseq = if self.identity.cseq >= i32::MAX as u32 { 1 } else { self.identity.cseq + 1 };
+        let branch = format!("z9hG4bK{}{}", self.identity.branch, cx.entropy.hex(8));
+        let contact = match cycle.purpose {
+            Purpose::Register => ContactForm::Ours(self.registration.expiration().max(self.min_expires)),
+            Purpose::Unregister => ContactForm::Ours(0),
+            Purpose::Query => ContactForm::None,
+            Purpose::RemoveAll => ContactForm::Star,
+        };
+        let (uri, _) = write::request_line(&self.registration);
+        let mut authorization = String::new();
+        self.sessions.authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
+        let security = security_lines(&self.registration, &self.security_server, cycle);
+        cycle.security_only_verify = false;
+        let message = write::register(&Parts {
+            registration: &self.registration,
+            info: &info,
+            branch: &branch,
+            from_tag: &cycle.from_tag,
+            call_id: &self.identity.call_id,
+            cseq: self.identity.cseq,
+            contact,
+            contact_uri: &cycle.contact_uri,
+            path: cycle.path,
+            outbound: cycle.outbound,
+            security: &security,
+            authorization: &authorization,
+        });
+        let reliable = info.protocol().is_reliable();
+        if !reliable && message.len() > 1300 && cycle.requests == 1 {
+            cx.out.push(Output::Event(Event::Warning(Warning::Oversize(message.len()))));
+        }
+        if let ContactForm::Ours(1..) = contact {
+            let asked = self.registration.expiration().max(self.min_expires).min(lease::LONGEST);
+            let until = cx.now + Duration::from_secs(u64::from(asked)) + policy.timers.timer_f;
+            self.may_live = Some(self.may_live.map_or(until, |earlier| earlier.max(until)));
+        }
+        cycle.step =
+            Step::Registering(Transaction::new(&policy.timers, reliable, branch.into(), message.clone(), cx.now));
+        cx.out.push(Output::Transmit { flow, message });
+    }
+
+    // ---- answers
+
+    fn response(&mut self, cx: &mut Out<'_>, response: &Response) {
+        let timers = self.registration.policy().timers.clone();
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Step::Registering(transaction) = &mut cycle.step else { return };
+        let Some((_, info)) = &cycle.flow else { return };
+        // RFC 3261 §17.1.3: branch and CSeq method; §8.1.3.3 and §18.1.2: one Via, our sent-by (D25).
+        let Some(via) = response.via() else { return };
+        let matches = via.branch.as_deref() == Some(&*transaction.branch)
+            && response.via_count() == 1
+            && response.cseq().is_some_and(|(_, method)| method == "REGISTER")
+            && sent_by_is_ours(&via.host, via.port, info);
+        if !matches {
+            return;
+        }
+        if response.code() < 200 {
+            return transaction.provisional(&timers, cx.now);
+        }
+        let sent_at = transaction.sent_at;
+        let exchange = self.exchange(Some(response));
+        self.finale(cx, response, sent_at, exchange);
+    }
+
+    fn finale(&mut self, cx: &mut Out<'_>, response: &Response, sent_at: Instant, exchange: Option<Box<Exchange>>) {
+        let policy = Arc::clone(self.registration.policy());
+        let code = response.code();
+        if code >= 300 && let Some(lease) = &self.lease {
+            // This request made no binding; an earlier one may live on.
+            self.may_live = Some(lease.expires_at);
+        } else if code >= 300 {
+            let Plan::Cycle(cycle) = &self.plan else { return };
+            if cycle.purpose == Purpose::Register && cycle.requests == 1 && cycle.next == 0 {
+                self.may_live = None;
+            }
+        }
+        if matches!(code, 401 | 407 | 494) {
+            self.store_security(response);
+        }
+        let failure = Failure::Rejected { code, reason: response.reason().as_ref().into() };
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let registers = cycle.purpose == Purpose::Register;
+        match code {
+            200..=299 => self.success(cx, response, sent_at, exchange),
+            401 | 407 => self.challenged(cx, response, exchange),
+            423 if registers => {
+                let asked = self.registration.expiration().max(self.min_expires);
+                match response.delta_seconds("Min-Expires") {
+                    Some(least) if least > asked && least <= lease::LONGEST => {
+                        self.min_expires = least;
+                        self.sessions.begin_request();
+                        self.send(cx);
+                    }
+                    _ => self.fail(cx, failure, response.retry_after(), exchange),
+                }
+            }
+            494 if self.registration.security_negotiation() == SecurityNegotiation::Mediasec
+                && !cycle.security_resent =>
+            {
+                cycle.security_resent = true;
+                cycle.security_only_verify = true;
+                self.sessions.clear_for_retry();
+                self.send(cx);
+            }
+            420 if policy.drop_refused_tokens && !cycle.tokens_dropped => {
+                let refused = response.option_tags("Unsupported");
+                let says = |token: &str| refused.iter().any(|tag| tag.eq_ignore_ascii_case(token));
+                let path = says("path") && cycle.path && self.registration.support_path();
+                let outbound = says("outbound") && cycle.outbound && self.registration.support_outbound();
+                cycle.tokens_dropped = true;
+                cycle.path &= !path;
+                cycle.outbound &= !outbound;
+                if path || outbound {
+                    self.send(cx);
+                } else {
+                    self.fail(cx, failure, response.retry_after(), exchange);
+                }
+            }
+            430 if policy.resend_without_outbound && !cycle.fresh_flow => {
+                cycle.fresh_flow = true;
+                self.open(cx);
+            }
+            439 if policy.resend_without_outbound && cycle.outbound && self.registration.support_outbound() => {
+                cycle.outbound = false;
+                self.send(cx);
+            }
+            300..=399 => self.redirect(cx, response, failure, exchange),
+            408 | 503 => {
+                let seconds = response.retry_after();
+                if let Some(seconds) = seconds {
+                    cycle.retry_after = Some(cycle.retry_after.map_or(seconds, |least| least.min(seconds)));
+                }
+                self.next_target(cx, failure, exchange);
+            }
+            _ => {
+                let retry_after = response.retry_after();
+                let at_once = retry_after == Some(0) && policy.retry.retry_after_zero;
+                if at_once && cycle.next + 1 < cycle.targets.len() {
+                    self.next_target(cx, failure, exchange);
+                } else {
+                    self.fail(cx, failure, retry_after, exchange);
+                }
+            }
+        }
+    }
+
+    fn redirect(&mut self, cx: &mut Out<'_>, response: &Response, failure: Failure, exchange: Option<Box<Exchange>>) {
+        let policy = Arc::clone(self.registration.policy());
+        let op = self.op();
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let to = response.contacts().find_map(|contact| SipUri::parse(contact.uri()).ok());
+        match (policy.redirects, to) {
+            (Redirects::Follow { max }, Some(uri)) if cycle.redirects < max => {
+                cycle.redirects += 1;
+                cycle.flow = None;
+                // Another server: what was answered to this one is not shown to it.
+                self.sessions.clear_for_retry();
+                cycle.step = Step::Locating { op, until: cx.now + LOCATING };
+                cx.out.push(Output::Locate { op, uri });
+            }
+            _ => self.fail(cx, failure, response.retry_after(), exchange),
+        }
+    }
+
+    fn challenged(&mut self, cx: &mut Out<'_>, response: &Response, exchange: Option<Box<Exchange>>) {
+        let policy = Arc::clone(self.registration.policy());
+        let (role, header) = match response.code() {
+            407 => (Role::Proxy, "Proxy-Authenticate"),
+            _ => (Role::Origin, "WWW-Authenticate"),
+        };
+        let mut challenges = Vec::new();
+        for value in response.headers(header) {
+            parse_challenges(&value, &mut challenges);
+        }
+        let rules = Rules {
+            algorithms: &policy.auth.algorithms,
+            reject_md5: policy.auth.reject_md5,
+            sess: true,
+            auth_int: true,
+            downgrade_refuse: policy.auth.refuse_downgrade,
+            ..Rules::default()
+        };
+        let reaction = self.sessions.challenged(role, &challenges, self.registration.outbound_auth(), &rules);
+        self.react(cx, role, reaction, response.retry_after(), exchange);
+    }
+
+    fn react(
+        &mut self,
+        cx: &mut Out<'_>,
+        role: Role,
+        reaction: Reaction,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        match reaction {
+            Reaction::Answer { weak_first } => {
+                if weak_first {
+                    let realm = self.sessions.due().next().map(|due| due.realm.into()).unwrap_or_default();
+                    cx.out.push(Output::Event(Event::Warning(Warning::WeakAlgorithm(realm))));
+                }
+                self.answer(cx);
+            }
+            Reaction::Ask(asked) => {
+                let query = CredentialsQuery::new(asked.realm, asked.username, &asked.algorithms);
+                let op = self.op();
+                let Plan::Cycle(cycle) = &mut self.plan else { return };
+                cycle.step = Step::Asking { op, until: cx.now + ASKING, role, query: query.clone() };
+                cx.out.push(Output::Credentials { op, query });
+            }
+            Reaction::Refused(refusal) => {
+                let realm = refusal.realm;
+                self.prove(cx, Some(false));
+                self.fail(cx, Failure::CredentialsRefused { realm: realm.into() }, retry_after, exchange);
+            }
+            Reaction::StaleLimit { .. } => self.fail(cx, Failure::Budget, retry_after, exchange),
+            Reaction::Unanswerable(why) => {
+                let why = why.to_string().into();
+                self.fail(cx, Failure::Unanswerable { why }, retry_after, exchange);
+            }
+        }
+    }
+
+    /// Answers a challenge, once the guard lets unproved credentials through (D6).
+    fn answer(&mut self, cx: &mut Out<'_>) {
+        let guard_account = self.registration.policy().auth.guard_account;
+        let key = &self.identity.guard_key;
+        let unproved: Vec<Guarded> = self
+            .sessions
+            .due()
+            .filter(|due| !due.accepted_before)
+            .map(|due| Guarded { account: account(key, due.realm, due.username()), credential: due.fingerprint(key) })
+            .collect();
+        let op = self.op();
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        cycle.authenticated = true;
+        if guard_account && !unproved.is_empty() && !cycle.guard_open {
+            cycle.step = Step::Guarding { op, until: cx.now + GUARDED };
+            cx.out.push(Output::Guard { op, credential: unproved });
+        } else {
+            self.send(cx);
+        }
+    }
+
+    fn guarded(&mut self, cx: &mut Out<'_>, op: OpId, allowed: bool) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        if !matches!(cycle.step, Step::Guarding { op: asked, .. } if asked == op) {
+            return;
+        }
+        if allowed {
+            cycle.guard_open = true;
+            self.send(cx);
+        } else {
+            let realm = self.sessions.due().next().map(|due| due.realm.into()).unwrap_or_default();
+            self.fail(cx, Failure::CredentialsRefused { realm }, None, None);
+        }
+    }
+
+    fn prove(&mut self, cx: &mut Out<'_>, accepted: Option<bool>) {
+        if let Plan::Cycle(cycle) = &mut self.plan
+            && std::mem::take(&mut cycle.guard_open)
+        {
+            cx.out.push(Output::Proved(accepted));
+        } else if accepted == Some(false) {
+            // Credentials that were good before, refused now: they count too.
+            cx.out.push(Output::Proved(accepted));
+        }
+    }
+
+    fn provided(&mut self, cx: &mut Out<'_>, op: OpId, secret: Option<Secret>) {
+        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Step::Asking { op: asked, role, query, .. } = &cycle.step else { return };
+        if *asked != op {
+            return;
+        }
+        let (role, query) = (*role, query.clone());
+        let reaction = self.sessions.provide(role, &query.realm, secret);
+        self.react(cx, role, reaction, None, None);
+    }
+
+    fn success(&mut self, cx: &mut Out<'_>, response: &Response, sent_at: Instant, exchange: Option<Box<Exchange>>) {
+        let policy = Arc::clone(self.registration.policy());
+        let uri = write::request_line(&self.registration).0.into_owned();
+        self.sessions.accepted();
+        for (role, header) in
+            [(Role::Origin, "Authentication-Info"), (Role::Proxy, "Proxy-Authentication-Info")]
+        {
+            for value in response.headers(header) {
+                if self.sessions.authentication_info(role, &value, &uri, b"") == ServerProof::Wrong {
+                    cx.out.push(Output::Event(Event::Warning(Warning::ServerNotAuthenticated)));
+                }
+            }
+        }
+        self.prove(cx, Some(true));
+        let Plan::Cycle(cycle) = &self.plan else { return };
+        let params = contact_params(self.registration.contact_header_params().unwrap_or_default());
+        let sent = Sent {
+            uri: &cycle.contact_uri,
+            line: self.identity.line.as_deref(),
+            instance: params.0.as_deref(),
+            reg_id: params.1.as_deref(),
+        };
+        match cycle.purpose {
+            Purpose::Register => {
+                let requested = self.registration.expiration().max(self.min_expires);
+                let grant = lease::grant(response, sent, requested);
+                let failure = if grant.seconds == 0 {
+                    Some(Failure::NotGranted)
+                } else if !grant.confirmed && policy.require_own_contact {
+                    Some(Failure::NotListed)
+                } else {
+                    None
+                };
+                for warning in grant.warnings {
+                    cx.out.push(Output::Event(Event::Warning(warning)));
+                }
+                if let Some(failure) = failure {
+                    let zero = failure == Failure::NotGranted;
+                    if zero {
+                        self.lease = None;
+                        self.may_live = None;
+                    }
+                    self.fail(cx, failure, None, exchange);
+                    if zero {
+                        self.reference = ReferenceStatus::Unregistered;
+                    }
+                    return;
+                }
+                let Some((flow, _)) = cycle.flow.clone() else { return };
+                let Some(target) = cycle.targets.get(cycle.next).cloned() else { return };
+                let granted = Duration::from_secs(u64::from(grant.seconds));
+                let mut after = policy.refresh.refresh_after(granted);
+                let early = after.mul_f64(cx.entropy.between(0.0, policy.refresh.jitter));
+                after -= early.min(policy.refresh.jitter_max).min(after);
+                let until = (sent_at + after).max(cx.now);
+                let texts =
+                    |name: &str| response.values(name).map(|value| value.into_owned()).collect::<Box<[String]>>();
+                let registered = Registered {
+                    refresh_in: until.saturating_duration_since(cx.now),
+                    contact: cycle.contact_uri.clone(),
+                    confirmed: grant.confirmed,
+                    algorithm: self.sessions.algorithm_used(),
+                    service_route: texts("Service-Route"),
+                    path: texts("Path"),
+                    associated_uris: texts("P-Associated-URI"),
+                    security_server: texts("Security-Server"),
+                    public_gruu: grant.public_gruu,
+                    temporary_gruu: grant.temporary_gruu,
+                    other_bindings: grant.others,
+                    exchange: exchange.map(|exchange| *exchange).unwrap_or_default(),
+                    ..Registered::new(granted, flow, target.clone())
+                };
+                let refreshed = self.lease.is_some();
+                let expires_at = sent_at + granted;
+                self.lease = Some(Lease {
+                    at: cx.now,
+                    expires_at,
+                    granted,
+                    flow: Some(flow),
+                    target,
+                    confirmed: grant.confirmed,
+                });
+                self.may_live = Some(expires_at);
+                self.retries = 0;
+                self.last_failure = None;
+                self.reference = ReferenceStatus::Registered;
+                self.plan = Plan::Waiting { until };
+                let registered = Box::new(registered);
+                cx.out.push(Output::Event(if refreshed {
+                    Event::Refreshed(registered)
+                } else {
+                    Event::Registered(registered)
+                }));
+                self.finish(cx);
+            }
+            Purpose::Unregister => self.unregistered(cx, Removal::Removed),
+            Purpose::Query => {
+                let bindings = lease::bindings(response, sent);
+                cx.out.push(Output::Event(Event::Bindings(bindings)));
+                self.back_to_lease(cx);
+            }
+            Purpose::RemoveAll => {
+                self.lease = None;
+                self.may_live = None;
+                self.plan = Plan::Idle;
+                self.reference = ReferenceStatus::Unregistered;
+                cx.out.push(Output::Event(Event::Unregistered(Removal::Removed)));
+                self.finish(cx);
+            }
+        }
+    }
+
+    fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
+        if removal == Removal::Removed {
+            self.lease = None;
+            self.may_live = None;
+            self.last_failure = None;
+            self.reference = ReferenceStatus::Unregistered;
+        }
+        self.retries = 0;
+        self.plan = Plan::Idle;
+        cx.out.push(Output::Event(Event::Unregistered(removal.clone())));
+        match std::mem::replace(&mut self.then, Then::Nothing) {
+            Then::Stop { .. } => {
+                self.then_at = None;
+                cx.out.push(Output::Done(removal));
+            }
+            Then::Reregister => self.register_again(cx),
+            then => self.do_then(cx, then),
+        }
+    }
+
+    /// After a query: what the lease had planned goes on.
+    fn back_to_lease(&mut self, cx: &mut Out<'_>) {
+        self.plan = match &self.lease {
+            Some(lease) => {
+                let after = self.registration.policy().refresh.refresh_after(lease.granted);
+                let start = lease.expires_at.checked_sub(lease.granted).unwrap_or(lease.at);
+                Plan::Waiting { until: (start + after).max(cx.now) }
+            }
+            None => Plan::Idle,
+        };
+        self.finish(cx);
+    }
+
+    /// A cycle of no further use is over: what waited for its end comes now.
+    fn finish(&mut self, cx: &mut Out<'_>) {
+        let then = std::mem::replace(&mut self.then, Then::Nothing);
+        self.do_then(cx, then);
+    }
+
+    /// Ends the cycle under way without an outcome.
+    fn abandon(&mut self, cx: &mut Out<'_>) {
+        self.prove(cx, None);
+        if let Plan::Cycle(cycle) = &self.plan
+            && let Step::Locating { op, .. }
+            | Step::Opening { op, .. }
+            | Step::Held { op, .. }
+            | Step::Asking { op, .. }
+            | Step::Guarding { op, .. } = cycle.step
+        {
+            cx.out.push(Output::Cancel(op));
+        }
+        self.plan = Plan::Idle;
+    }
+
+    fn fail(
+        &mut self,
+        cx: &mut Out<'_>,
+        failure: Failure,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        self.prove(cx, None);
+        let Plan::Cycle(cycle) = &self.plan else { return };
+        self.sessions.clear_for_retry();
+        if let Step::Locating { op, .. }
+        | Step::Opening { op, .. }
+        | Step::Held { op, .. }
+        | Step::Asking { op, .. }
+        | Step::Guarding { op, .. } = cycle.step
+        {
+            cx.out.push(Output::Cancel(op));
+        }
+        match cycle.purpose {
+            Purpose::Register => {}
+            Purpose::Unregister => {
+                let removal = match failure {
+                    Failure::Rejected { code, .. } => Removal::Refused(code),
+                    Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => Removal::Refused(401),
+                    _ => Removal::Unanswered,
+                };
+                return self.unregistered(cx, removal);
+            }
+            Purpose::Query | Purpose::RemoveAll => {
+                cx.out.push(Output::Event(Event::QueryFailed(failure)));
+                return self.back_to_lease(cx);
+            }
+        }
+        let policy = Arc::clone(self.registration.policy());
+        let class = verdict::classify(&policy, &failure);
+        let lease_left = self.lease.as_ref().map(|lease| lease.expires_at.saturating_duration_since(cx.now));
+        self.reference = ReferenceStatus::Rejected;
+        self.last_failure = Some(Box::new(failure.clone()));
+        match verdict::decide(&policy, &failure, retry_after, self.retries) {
+            Verdict::Retry { after, jitter, counted } => {
+                self.retries += u32::from(counted);
+                let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));
+                self.plan = Plan::Waiting { until: cx.now + retry_in };
+                cx.out.push(Output::Event(Event::Rejected {
+                    failure,
+                    class,
+                    attempt: self.retries,
+                    of: policy.retry.max_retries,
+                    retry_in,
+                    lease_left,
+                    exchange,
+                }));
+            }
+            Verdict::GiveUp(why) => {
+                self.plan = Plan::Idle;
+                cx.out.push(Output::Event(Event::GaveUp { failure, class, why, lease_left, exchange }));
+                debug_assert!(matches!(why, GiveUp::MaxRetries | GiveUp::NoInterval | GiveUp::CredentialsRefused));
+            }
+        }
+        self.finish(cx);
+    }
+
+    fn may_live(&self, now: Instant) -> bool {
+        self.lease.is_some() || self.may_live.is_some_and(|until| now < until)
+    }
+
+    fn store_security(&mut self, response: &Response) {
+        if self.registration.security_negotiation() == SecurityNegotiation::Mediasec {
+            let list: Vec<Box<str>> = response.values("Security-Server").map(|value| value.as_ref().into()).collect();
+            if !list.is_empty() {
+                self.security_server = list;
+            }
+        }
+    }
+
+    /// D27: what a support ticket needs
+    fn exchange(&self, response: Option<&Response>) -> Option<Box<Exchange>> {
+        let Plan::Cycle(cycle) = &self.plan else { return None };
+        let Step::Registering(transaction) = &cycle.step else { return None };
+        let text = |name: &str| response.and_then(|r| r.header(name)).map(|value| value.as_ref().into());
+        let extensions = response.map(|response| match response.code() {
+            420 => response.option_tags("Unsupported"),
+            421 => response.option_tags("Require"),
+            _ => Vec::new(),
+        });
+        Some(Box::new(Exchange {
+            call_id: self.identity.call_id.clone(),
+            cseq: self.identity.cseq,
+            branch: transaction.branch.clone(),
+            target: cycle.targets.get(cycle.next).cloned(),
+            local: cycle.flow.as_ref().map(|(_, info)| info.local()),
+            status_line: response.map(|r| r.status_line().as_ref().into()).unwrap_or_default(),
+            warning: text("Warning"),
+            reason: text("Reason"),
+            server: text("Server"),
+            extensions: extensions.unwrap_or_default().into(),
+        }))
+    }
+}
+
+/// The Security-* lines with Require and Proxy-Require, by the reference's rules for mediasec
+fn security_lines(registration: &Registration, server: &[Box<str>], cycle: &Cycle) -> String {
+    use std::fmt::Write as _;
+    let mut lines = String::new();
+    if registration.security_negotiation() != SecurityNegotiation::Mediasec {
+        return lines;
+    }
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = lines.write_fmt(text);
+        lines.push_str("\r\n");
+    };
+    if !cycle.security_only_verify {
+        for mechanism in registration.security_mechanisms() {
+            line(format_args!("Security-Client: {}", mechanism.as_str()));
+        }
+    }
+    let verify =
+        cycle.authenticated || cycle.security_resent || registration.policy().security_verify_on_refresh;
+    for mechanism in server.iter().filter(|_| verify) {
+        line(format_args!("Security-Verify: {mechanism}"));
+    }
+    line(format_args!("Require: mediasec"));
+    line(format_args!("Proxy-Require: mediasec"));
+    lines
+}
+
+/// `+sip.instance` (unquoted) and `reg-id` among the configured Contact parameters
+fn contact_params(text: &str) -> (Option<String>, Option<String>) {
+    let value = |name: &str| {
+        text.split(';').filter_map(|param| param.split_once('=')).find_map(|(key, value)| {
+            key.trim().eq_ignore_ascii_case(name).then(|| value.trim().trim_matches('"').to_owned())
+        })
+    };
+    (value("+sip.instance"), value("reg-id"))
+}
+
+/// The keyed hash of realm and username: the account that the guard counts for (D6)
+fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(key);
+    hash.update((realm.len() as u64).to_be_bytes());
+    hash.update(realm.to_ascii_lowercase());
+    hash.update(username);
+    let digest = hash.finalize();
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Whether a Via's sent-by is what we wrote; a port left out is the default one
+fn sent_by_is_ours(host: &str, port: Option<u16>, info: &FlowInfo) -> bool {
+    let bare = |text: &str| text.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let sent_by = info.sent_by();
+    let (our_host, our_port) = match sent_by.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
+        _ => (&*sent_by, None),
+    };
+    let default = info.protocol().default_port();
+    bare(host) == bare(our_host) && port.unwrap_or(default) == our_port.unwrap_or(default)
+}

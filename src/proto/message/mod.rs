@@ -1,0 +1,4 @@
+//! Messages as bytes: what we read, and what we write.
+
+pub(crate) mod scan;
+pub(crate) mod write;

@@ -1,0 +1,156 @@
+//! REGISTER to bytes, in one pass (header order and forms of the reference).
+
+use crate::{FlowInfo, Protocol, Registration};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// What a REGISTER says of Contact
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ContactForm {
+    /// Our Contact, with the given Expires
+    Ours(u32),
+    /// `Contact: *` and `Expires: 0`: every binding of the AOR goes (RFC 3261 §10.2.2)
+    Star,
+    /// None: the answer lists what there is (RFC 3261 §10.2.3)
+    None,
+}
+
+/// What a REGISTER is made of, beside its configuration
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    pub(crate) registration: &'a Registration,
+    pub(crate) info: &'a FlowInfo,
+    pub(crate) branch: &'a str,
+    pub(crate) from_tag: &'a str,
+    pub(crate) call_id: &'a str,
+    pub(crate) cseq: u32,
+    pub(crate) contact: ContactForm,
+    pub(crate) contact_uri: &'a str,
+    /// Whether `path` and `outbound` may still be offered (false once a 420 or 439 refused them)
+    pub(crate) path: bool,
+    pub(crate) outbound: bool,
+    /// Whole header lines, with their line ends: Security-*, Authorization
+    pub(crate) security: &'a str,
+    pub(crate) authorization: &'a str,
+}
+
+/// The Contact URI for a flow.
+pub(crate) fn contact_uri(registration: &Registration, info: &FlowInfo, line: Option<&str>) -> String {
+    let mut uri = String::with_capacity(64);
+    uri.push_str(if registration.is_sips() { "sips:" } else { "sip:" });
+    if let Some(user) = registration.contact_user().as_str() {
+        uri.push_str(user);
+        uri.push('@');
+    }
+    uri.push_str(&info.contact());
+    if info.protocol() != Protocol::Udp {
+        uri.push_str(";transport=");
+        uri.push_str(info.protocol().name());
+    }
+    if let Some(line) = line {
+        uri.push_str(";line=");
+        uri.push_str(line);
+    }
+    if let Some(params) = registration.contact_uri_params() {
+        uri.push(';');
+        uri.push_str(params);
+    }
+    uri
+}
+
+/// The Request-URI and the Route values.
+///
+/// A first route without `lr` is a strict router (RFC 3261 §16.12.1.1): its URI becomes the Request-URI, and the
+/// registrar's goes to the end of the route.
+pub(crate) fn request_line(registration: &Registration) -> (Cow<'_, str>, Vec<String>) {
+    let server = registration.request_uri();
+    let routes = registration.outbound_proxy().iter();
+    match registration.first_route() {
+        Some(first) if !first.has_param("lr") => {
+            let last = format!("<{server}>");
+            let rest = routes.skip(1).map(ToString::to_string).chain([last]).collect();
+            (Cow::Owned(first.as_str().to_owned()), rest)
+        }
+        _ => (Cow::Borrowed(server), routes.map(ToString::to_string).collect()),
+    }
+}
+
+/// Writes the whole request.
+pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
+    let mut out = BytesMut::with_capacity(768);
+    let registration = parts.registration;
+    let policy = registration.policy();
+    let (uri, routes) = request_line(registration);
+    let unregisters = matches!(parts.contact, ContactForm::Ours(0) | ContactForm::Star);
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        // Writing to memory does not fail.
+        let _ = out.write_fmt(text);
+        out.put_slice(b"\r\n");
+    };
+    line(format_args!("REGISTER {uri} SIP/2.0"));
+    let alias = if policy.via_alias && parts.info.protocol().is_reliable() { ";alias" } else { "" };
+    line(format_args!(
+        "Via: SIP/2.0/{} {};rport;branch={}{alias}",
+        parts.info.protocol(),
+        parts.info.sent_by(),
+        parts.branch
+    ));
+    for route in &routes {
+        line(format_args!("Route: {route}"));
+    }
+    line(format_args!("Max-Forwards: 70"));
+    let aor = registration.aor_text();
+    line(format_args!("From: <{aor}>;tag={}", parts.from_tag));
+    line(format_args!("To: <{aor}>"));
+    line(format_args!("Call-ID: {}", parts.call_id));
+    line(format_args!("CSeq: {} REGISTER", parts.cseq));
+    let tokens = [
+        Some("path").filter(|_| registration.support_path() && parts.path),
+        Some("outbound").filter(|_| registration.support_outbound() && parts.outbound),
+    ];
+    let supported: Vec<&str> =
+        tokens.into_iter().flatten().chain(registration.supported().iter().map(AsRef::as_ref)).collect();
+    if !supported.is_empty() {
+        line(format_args!("Supported: {}", supported.join(", ")));
+    }
+    for (name, tokens) in [("Require", registration.require()), ("Proxy-Require", registration.proxy_require())] {
+        if !tokens.is_empty() {
+            let tokens: Vec<&str> = tokens.iter().map(AsRef::as_ref).collect();
+            line(format_args!("{name}: {}", tokens.join(", ")));
+        }
+    }
+    if !parts.security.is_empty() {
+        line(format_args!("{}", parts.security.trim_end()));
+    }
+    match parts.contact {
+        ContactForm::Ours(expires) => {
+            let params = registration.contact_header_params().unwrap_or_default();
+            let semicolon = if params.is_empty() { "" } else { ";" };
+            line(format_args!("Contact: <{}>{semicolon}{params}", parts.contact_uri));
+            // 4294967295 means "no Expires header", which only `Policy::asterisk()` lets through.
+            if expires != u32::MAX {
+                line(format_args!("Expires: {expires}"));
+            }
+        }
+        ContactForm::Star => {
+            line(format_args!("Contact: *"));
+            line(format_args!("Expires: 0"));
+        }
+        ContactForm::None => {}
+    }
+    if let Some(methods) = registration.allow().filter(|_| !unregisters) {
+        line(format_args!("Allow: {methods}"));
+    }
+    if !parts.authorization.is_empty() {
+        line(format_args!("{}", parts.authorization.trim_end()));
+    }
+    for (name, value) in registration.headers() {
+        line(format_args!("{name}: {value}"));
+    }
+    let agent = registration.user_agent().unwrap_or(concat!("sip-registration/", env!("CARGO_PKG_VERSION")));
+    line(format_args!("User-Agent: {agent}"));
+    line(format_args!("Content-Length:  0"));
+    out.put_slice(b"\r\n");
+    out.freeze()
+}

@@ -1,0 +1,30 @@
+//! The pure core: no clock, no socket, no randomness but what comes in.
+
+mod digest;
+mod entropy;
+mod event;
+mod flow_info;
+mod frame;
+mod guard;
+mod ids;
+mod lease;
+mod machine;
+mod message;
+mod pool;
+mod transaction;
+mod verdict;
+
+use digest::Sessions;
+pub(crate) use pool::accepts;
+pub use entropy::Entropy;
+pub use event::{
+    Activity, Binding, Event, Exchange, Failure, LeaseStatus, ReferenceStatus, Registered, Removal, Status, Warning,
+};
+pub use flow_info::{FlowError, FlowInfo, Protocol, Target};
+pub(crate) use flow_info::host_port;
+pub use ids::{FlowId, OpId, RegistrationId};
+pub use machine::{Cx, Guarded, Identity, Input, Machine, Output};
+pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
+pub use message::scan::{Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via};
+pub use pool::{Pool, PoolOutput};
+pub use verdict::{FailureClass, GiveUp};

@@ -1,0 +1,73 @@
+//! The application's side: what it is told, and the messages that are not ours.
+
+use crate::{Event, FlowId, RegistrationId};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The registration that an inbound request belongs to (option `line`, or the Contact user with its flow)
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Match {
+    /// The registration
+    pub registration: RegistrationId,
+    /// Its `endpoint`, where set
+    pub endpoint: Option<Arc<str>>,
+}
+
+impl Match {
+    /// A match, for a mock of [`Registrar`](crate::Registrar).
+    #[must_use]
+    pub const fn new(registration: RegistrationId, endpoint: Option<Arc<str>>) -> Self {
+        Self { registration, endpoint }
+    }
+}
+
+/// A message that is no answer to a REGISTER of ours: a call, a MESSAGE, an OPTIONS
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct InboundMessage {
+    /// The whole message
+    pub message: Bytes,
+    /// The flow it came on; answers go there
+    pub flow: Option<FlowId>,
+    /// Where it came from
+    pub source: SocketAddr,
+    /// The registration it belongs to; none where none or several match
+    pub registration: Option<Match>,
+}
+
+impl InboundMessage {
+    /// A message from `source`, for a test of a [`Host`].
+    #[must_use]
+    pub const fn new(source: SocketAddr, message: Bytes) -> Self {
+        Self { message, flow: None, source, registration: None }
+    }
+
+    /// The message read as a request.
+    ///
+    /// # Errors
+    /// What makes it no request that could be answered (RFC 3261 §8.2, RFC 4475 §3.1.2).
+    pub fn request(&self) -> Result<crate::Request, crate::ParseError> {
+        let request = crate::Request::parse(self.message.clone())?;
+        request.validate()?;
+        Ok(request)
+    }
+}
+
+/// The application
+///
+/// Called from the agent's own task, so it must not block; [`Agent::events`](crate::Agent::events) is the way for
+/// those who want to wait.
+pub trait Host: Send + Sync {
+    /// Something happened to a registration.
+    fn event(&self, id: RegistrationId, event: &Event);
+
+    /// A message arrived that is not ours.
+    ///
+    /// # Errors
+    /// A host that does not want it gives it back: OPTIONS is answered with 200, any other request with 480.
+    fn message(&self, message: InboundMessage) -> Result<(), InboundMessage> {
+        Err(message)
+    }
+}

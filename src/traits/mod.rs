@@ -1,0 +1,16 @@
+//! The seams: what a host or a test can put in place of the built-in parts.
+
+mod credentials;
+mod host;
+mod inbound;
+mod registrar;
+mod resolve;
+mod transport;
+
+pub use credentials::{CredentialProvider, CredentialsQuery};
+pub use host::{Host, InboundMessage, Match};
+pub(crate) use inbound::{Arrival, Sink};
+pub use inbound::{Inbound, Received};
+pub use registrar::{RegisterError, Registrar};
+pub use resolve::{Answer, Query, ResolveError, Resolver};
+pub use transport::{Flow, Transport};

@@ -1,0 +1,62 @@
+//! What an application holds, and can mock.
+
+use crate::{Change, Match, Registration, RegistrationId, Removal, Status};
+use async_trait::async_trait;
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why a command did not reach its registration
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// There is no such registration, or no longer.
+    #[error("no such registration")]
+    Unknown,
+    /// The agent has ended.
+    #[error("the agent has shut down")]
+    Closed,
+}
+
+/// Keeps registrations alive: [`Agent`](crate::Agent) is one, a test's mock another
+///
+/// Commands return when they were taken, not when the registrar has answered; outcomes come as events and in
+/// [`status`](Self::status). New methods come with default bodies, so that a mock keeps compiling.
+#[async_trait]
+pub trait Registrar: Send + Sync + Debug {
+    /// Adds a registration and starts it, after its initial delay.
+    async fn register(&self, registration: Registration) -> Result<RegistrationId, RegisterError>;
+    /// Replaces the configuration; what the change causes is returned.
+    async fn reconfigure(&self, id: RegistrationId, to: Registration) -> Result<Change, RegisterError>;
+    /// Sends a REGISTER at once (D20).
+    async fn refresh(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// Un-REGISTER, then REGISTER: the reference's `pjsip send register` (D20).
+    async fn reregister(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// Un-REGISTER; the entry stays, and registers again on [`refresh`](Self::refresh) (`pjsip send unregister`).
+    async fn unregister(&self, id: RegistrationId) -> Result<Removal, RegisterError>;
+    /// Un-REGISTER and forget, in at most `within`.
+    async fn remove(&self, id: RegistrationId, within: Duration) -> Result<Removal, RegisterError>;
+    /// The configuration in force: the option set, read back.
+    async fn registration(&self, id: RegistrationId) -> Option<Arc<Registration>>;
+    /// The state of one registration.
+    async fn status(&self, id: RegistrationId) -> Option<Status>;
+    /// The state of all.
+    async fn statuses(&self) -> Vec<(RegistrationId, Status)>;
+    /// Asks the registrar for the bindings of the AOR; the answer is [`Event::Bindings`](crate::Event::Bindings).
+    async fn query(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// Removes every binding of the AOR, other devices' too (`Contact: *`, RFC 3261 §10.2.2).
+    async fn remove_all(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// Sends nothing for this registration until `until`, or until [`resume`](Self::resume) (D20).
+    async fn pause(&self, id: RegistrationId, until: Option<Instant>, unregister: bool) -> Result<(), RegisterError>;
+    /// Ends a pause.
+    async fn resume(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// Lets a registration that ended with refused credentials try again (D6).
+    async fn retry_credentials(&self, id: RegistrationId) -> Result<(), RegisterError>;
+    /// The registration that an inbound request belongs to.
+    async fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match>;
+    /// The host's addresses have changed: every flow is made anew.
+    async fn network_changed(&self);
+    /// Un-REGISTERs everything in at most `within`, and ends; the fate of each binding is returned.
+    async fn shutdown(&self, within: Duration) -> Vec<(RegistrationId, Removal)>;
+}

@@ -1,0 +1,50 @@
+//! How messages leave and arrive.
+
+use crate::{FlowError, FlowId, FlowInfo, Inbound, Protocol, Target};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// What carries SIP messages: the built-in UDP and TCP, a mock, or a socket that the host owns
+///
+/// A transport knows nothing of REGISTER. It opens flows, sends bytes on them, and hands what arrives to its
+/// [`Inbound`].
+#[async_trait]
+pub trait Transport: Send + Sync + Debug {
+    /// The protocols it speaks; the agent picks the first transport that speaks a target's protocol.
+    fn protocols(&self) -> &[Protocol];
+
+    /// Called once, before the first [`open`](Self::open): starts listeners and keeps `inbound` for what arrives.
+    ///
+    /// # Errors
+    /// When it cannot listen; [`build`](crate::AgentBuilder::build) fails with it.
+    async fn start(&self, inbound: Inbound) -> Result<(), FlowError>;
+
+    /// Makes a flow to `to` under the name `id`.
+    ///
+    /// Cancel safe: when the future is dropped, nothing of the flow stays.
+    ///
+    /// # Errors
+    /// When no flow can be made; the registration tries its next target, or waits by its policy.
+    async fn open(&self, id: FlowId, to: &Target) -> Result<Arc<dyn Flow>, FlowError>;
+
+    /// Called at the end of each turn of the agent, so that a transport can batch what was sent during it.
+    fn flush(&self) {}
+}
+
+/// One connection, or one pair of UDP addresses
+pub trait Flow: Send + Sync + Debug {
+    /// Its addresses, and what Via and Contact shall say.
+    fn info(&self) -> &FlowInfo;
+
+    /// Sends one whole message, without waiting.
+    ///
+    /// # Errors
+    /// [`FlowError::Full`]: nothing was sent and the flow lives, the agent comes again later. Anything else: the flow
+    /// is of no use any more.
+    fn send(&self, message: Bytes) -> Result<(), FlowError>;
+
+    /// Ends the flow; nothing is reported of it afterwards.
+    fn close(&self);
+}
