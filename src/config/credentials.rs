@@ -276,7 +276,7 @@ impl fmt::Debug for Secret {
 
 /// A credential together with what the provider returned for it: what an answer is computed from (RFC 7616 §3.4.2).
 #[derive(Clone, PartialEq, Eq)]
-pub struct Resolved {
+pub(crate) struct Resolved {
     credentials: Credentials,
     secret: Option<Secret>,
 }
@@ -284,7 +284,7 @@ pub struct Resolved {
 impl Resolved {
     /// Puts the two together (RFC 7616 §3.4.2); `secret` is `None` where the credential has its own.
     #[must_use]
-    pub fn new(credentials: Credentials, secret: Option<Secret>) -> Self {
+    pub(crate) fn new(credentials: Credentials, secret: Option<Secret>) -> Self {
         Self {
             credentials,
             secret,
@@ -293,7 +293,7 @@ impl Resolved {
 
     /// The credential as configured (RFC 3261 §22.1).
     #[must_use]
-    pub fn credentials(&self) -> &Credentials {
+    pub(crate) fn credentials(&self) -> &Credentials {
         &self.credentials
     }
 
@@ -316,7 +316,7 @@ impl Resolved {
     ///
     /// A keyed hash over username, realm (without regard to case) and secret: worthless without the key.
     #[must_use]
-    pub fn fingerprint(&self, key: &[u8; 16], realm: &str) -> u64 {
+    pub(crate) fn fingerprint(&self, key: &[u8; 16], realm: &str) -> u64 {
         fn field(hash: &mut Sha256, bytes: &[u8]) {
             hash.update((bytes.len() as u64).to_be_bytes());
             hash.update(bytes);

@@ -5,7 +5,7 @@ mod policy;
 mod security;
 mod transport;
 
-pub use credentials::{Algorithm, Credentials, CredentialsError, Resolved, Secret};
+pub use credentials::{Algorithm, Credentials, CredentialsError, Secret};
 pub use policy::{
     AuthPolicy, InitialDelay, Policy, Redirects, RefreshLead, RefreshPolicy, RetryPolicy, Timers,
 };

@@ -34,6 +34,7 @@ impl Received {
 }
 
 /// What a transport tells its [`Inbound`]
+#[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only the agent makes one"))]
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Received(Vec<Received>),
@@ -61,6 +62,7 @@ pub struct Inbound {
 }
 
 impl Inbound {
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only the agent makes one"))]
     pub(crate) fn new(tag: Arc<str>, sink: Arc<dyn Sink>, next_flow: Arc<AtomicU64>) -> Self {
         Self { tag, sink, next_flow }
     }

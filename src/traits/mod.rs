@@ -9,6 +9,7 @@ mod transport;
 
 pub use credentials::{CredentialProvider, CredentialsQuery};
 pub use host::{Host, InboundMessage, Match};
+#[cfg(feature = "tokio")]
 pub(crate) use inbound::{Arrival, Sink};
 pub use inbound::{Inbound, Received};
 pub use registrar::{RegisterError, Registrar};

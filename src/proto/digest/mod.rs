@@ -4,8 +4,5 @@ mod challenge;
 mod response;
 mod sessions;
 
-pub(crate) use challenge::{Challenge, Qop, parse_challenges};
-pub(crate) use response::{Answer, Hex, ha1, hash};
-pub(crate) use sessions::{
-    Due, Query, Reaction, Refusal, Role, Rules, ServerProof, Sessions, Unanswerable,
-};
+pub(crate) use challenge::parse_challenges;
+pub(crate) use sessions::{Reaction, Role, Rules, ServerProof, Sessions};

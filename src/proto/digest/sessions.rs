@@ -274,6 +274,7 @@ impl Sessions {
     }
 
     /// Whether no realm (RFC 7616 §3.3) is known yet.
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -538,6 +539,7 @@ pub(crate) struct Refusal {
     pub(crate) resolved: Resolved,
 }
 
+#[cfg(test)]
 impl Refusal {
     /// The username that was refused (RFC 7616 §3.4).
     #[must_use]
