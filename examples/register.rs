@@ -43,9 +43,13 @@ async fn main() -> Result<()> {
     }
 }
 
-/// An account at a registrar of our own that grants 4 s: registered, refreshed twice, unregistered.
+/// An account at a registrar of our own that grants 10 s: registered, refreshed twice, unregistered.
 async fn demonstration() -> Result<()> {
-    let server = TestServer::new().user("alice", "secret").grant(Duration::from_secs(4)).serve("127.0.0.1:0").await?;
+    let server = TestServer::new()
+        .user("alice", "secret")
+        .grant(Duration::from_secs(10))
+        .serve("127.0.0.1:0")
+        .await?;
     println!("a registrar listens on {}", server.addr());
     let account = Registration::builder(format!("sip:{}", server.addr()), "sip:alice@example.com")
         .outbound_auth(Credentials::password("alice", "secret"))
@@ -72,7 +76,9 @@ async fn real(options: Options) -> Result<()> {
     let (Some(server), Some(aor)) = (options.server, options.aor) else {
         return Err(format!("--server and --aor go together\n{USAGE}").into());
     };
-    let password = options.password.or_else(|| std::env::var("SIP_PASSWORD").ok());
+    let password = options
+        .password
+        .or_else(|| std::env::var("SIP_PASSWORD").ok());
     let user = options.user.unwrap_or_else(|| {
         let user = aor.split_once(':').map_or(aor.as_str(), |(_, rest)| rest);
         user.split('@').next().unwrap_or(user).to_owned()
@@ -112,7 +118,6 @@ async fn real(options: Options) -> Result<()> {
 }
 
 async fn farewell(agent: &Agent, events: &mut sip_registration::Events) {
-    use sip_registration::Registrar;
     let fates = agent.shutdown(Duration::from_secs(5)).await;
     while let Some((id, event)) = events.next().await {
         println!("{id} {event}");
@@ -135,7 +140,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
             "--transport" => options.transport = Some(value()?),
             "--expires" => {
                 let text = value()?;
-                let seconds = text.parse().map_err(|_| format!("--expires {text:?} is not a number of seconds"))?;
+                let seconds = text
+                    .parse()
+                    .map_err(|_| format!("--expires {text:?} is not a number of seconds"))?;
                 options.expires = Some(seconds);
             }
             other => return Err(format!("unknown argument {other:?}")),

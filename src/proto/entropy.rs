@@ -65,7 +65,9 @@ impl Entropy {
 
     /// `count` random lower-case letters, the form of the reference's `line` token.
     pub fn letters(&mut self, count: usize) -> String {
-        (0..count).map(|_| char::from(b'a' + self.below(26) as u8)).collect()
+        (0..count)
+            .map(|_| char::from(b'a' + self.below(26) as u8))
+            .collect()
     }
 }
 

@@ -164,8 +164,13 @@ impl fmt::Display for Removal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Removed => f.write_str("removed"),
-            Self::Refused(code) => write!(f, "removal refused with {code}, the binding lives until it expires"),
-            Self::Unanswered => f.write_str("removal not answered, the binding lives until it expires"),
+            Self::Refused(code) => write!(
+                f,
+                "removal refused with {code}, the binding lives until it expires"
+            ),
+            Self::Unanswered => {
+                f.write_str("removal not answered, the binding lives until it expires")
+            }
             Self::NeverBound => f.write_str("no binding to remove"),
         }
     }
@@ -278,7 +283,14 @@ impl fmt::Display for Event {
             Self::Scheduled { first_in } => write!(f, "first attempt in {}", seconds(*first_in)),
             Self::Registered(r) => write!(f, "registered {r}"),
             Self::Refreshed(r) => write!(f, "refreshed {r}"),
-            Self::Rejected { failure, attempt, of, retry_in, lease_left, .. } => {
+            Self::Rejected {
+                failure,
+                attempt,
+                of,
+                retry_in,
+                lease_left,
+                ..
+            } => {
                 write!(f, "attempt failed: {failure}; failure {attempt}")?;
                 if let Some(of) = of {
                     write!(f, " of at most {of} retries")?;
@@ -286,7 +298,12 @@ impl fmt::Display for Event {
                 write!(f, ", next attempt in {}", seconds(*retry_in))?;
                 left(f, *lease_left)
             }
-            Self::GaveUp { failure, why, lease_left, .. } => {
+            Self::GaveUp {
+                failure,
+                why,
+                lease_left,
+                ..
+            } => {
                 let why = match why {
                     GiveUp::MaxRetries => "max_retries is used up",
                     GiveUp::NoInterval => "no retry interval is set for such a failure",
@@ -295,18 +312,30 @@ impl fmt::Display for Event {
                 write!(f, "gave up: {failure}; {why}")?;
                 left(f, *lease_left)
             }
-            Self::Expired { next_in: Some(next) } => {
-                write!(f, "binding expired, not reachable; next attempt in {}", seconds(*next))
+            Self::Expired {
+                next_in: Some(next),
+            } => {
+                write!(
+                    f,
+                    "binding expired, not reachable; next attempt in {}",
+                    seconds(*next)
+                )
             }
             Self::Expired { next_in: None } => f.write_str("binding expired, not reachable"),
             Self::FlowLost { error, next_in, .. } => {
-                write!(f, "connection lost: {error}; registering again in {}", seconds(*next_in))
+                write!(
+                    f,
+                    "connection lost: {error}; registering again in {}",
+                    seconds(*next_in)
+                )
             }
             Self::Unregistered(Removal::Removed) => f.write_str("unregistered"),
             Self::Unregistered(removal) => write!(f, "unregistered: {removal}"),
             Self::Bindings(list) => write!(f, "the registrar lists {} binding(s)", list.len()),
             Self::QueryFailed(failure) => write!(f, "query failed: {failure}"),
-            Self::Paused { resumes_in: Some(after) } => write!(f, "paused for {}", seconds(*after)),
+            Self::Paused {
+                resumes_in: Some(after),
+            } => write!(f, "paused for {}", seconds(*after)),
             Self::Paused { resumes_in: None } => f.write_str("paused"),
             Self::Warning(warning) => write!(f, "warning: {warning}"),
         }
@@ -378,7 +407,13 @@ impl LeaseStatus {
     /// A confirmed lease of `granted` until `expires_at`, on `flow`.
     #[must_use]
     pub const fn new(expires_at: Instant, granted: Duration, flow: FlowId, target: Target) -> Self {
-        Self { expires_at, granted, flow: Some(flow), target, confirmed: true }
+        Self {
+            expires_at,
+            granted,
+            flow: Some(flow),
+            target,
+            confirmed: true,
+        }
     }
 }
 
@@ -402,7 +437,13 @@ impl Status {
     /// A status without a binding, for a mock of [`Registrar`](crate::Registrar).
     #[must_use]
     pub const fn new(activity: Activity) -> Self {
-        Self { lease: None, activity, last_failure: None, retries: 0, reference: ReferenceStatus::Unregistered }
+        Self {
+            lease: None,
+            activity,
+            last_failure: None,
+            retries: 0,
+            reference: ReferenceStatus::Unregistered,
+        }
     }
 
     /// Sets the binding.
@@ -429,7 +470,9 @@ impl Status {
     /// Whether calls can arrive: there is a binding, and its flow is up.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.flow.is_some())
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.flow.is_some())
     }
 
     /// The reference's one word for it (`Registered`, `Unregistered`, `Rejected`), by its rules rather than ours.

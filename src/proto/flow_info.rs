@@ -41,7 +41,9 @@ impl Protocol {
     /// The protocol that a `transport=` parameter names, in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Tcp].into_iter().find(|p| p.name().eq_ignore_ascii_case(name))
+        [Self::Udp, Self::Tcp]
+            .into_iter()
+            .find(|p| p.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -63,7 +65,11 @@ impl Target {
     /// The target at `address`; its host name is the address until [`with_host`](Self::with_host) says otherwise.
     #[must_use]
     pub fn new(protocol: Protocol, address: SocketAddr) -> Self {
-        Self { protocol, address, host: address.ip().to_string().into() }
+        Self {
+            protocol,
+            address,
+            host: address.ip().to_string().into(),
+        }
     }
 
     /// Sets the host name that was asked for.
@@ -112,7 +118,13 @@ impl FlowInfo {
     /// A flow between two addresses. `local` must be an address that reaches the remote, never 0.0.0.0 or `::`.
     #[must_use]
     pub const fn new(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> Self {
-        Self { protocol, local, remote, sent_by: None, contact: None }
+        Self {
+            protocol,
+            local,
+            remote,
+            sent_by: None,
+            contact: None,
+        }
     }
 
     /// Sets the host and port for Via, where that is not the local address (an external address, say).
@@ -150,13 +162,17 @@ impl FlowInfo {
     /// Host and port for Via: as set, or the local address, IPv6 in brackets, without a zone id.
     #[must_use]
     pub fn sent_by(&self) -> Cow<'_, str> {
-        self.sent_by.as_deref().map_or_else(|| Cow::Owned(host_port(self.local)), Cow::Borrowed)
+        self.sent_by
+            .as_deref()
+            .map_or_else(|| Cow::Owned(host_port(self.local)), Cow::Borrowed)
     }
 
     /// Host and port for Contact: as set, else as in Via (DECISIONS: a listener's port, else the flow's own).
     #[must_use]
     pub fn contact(&self) -> Cow<'_, str> {
-        self.contact.as_deref().map_or_else(|| self.sent_by(), Cow::Borrowed)
+        self.contact
+            .as_deref()
+            .map_or_else(|| self.sent_by(), Cow::Borrowed)
     }
 }
 
@@ -214,9 +230,14 @@ impl From<std::io::Error> for FlowError {
         use std::io::ErrorKind;
         match error.kind() {
             ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => Self::Reset,
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+                Self::Reset
+            }
             ErrorKind::UnexpectedEof => Self::Closed,
-            kind => Self::Io { kind, message: error.to_string().into() },
+            kind => Self::Io {
+                kind,
+                message: error.to_string().into(),
+            },
         }
     }
 }

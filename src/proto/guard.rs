@@ -35,7 +35,10 @@ struct Account {
 impl Guard {
     /// Asks for one answer to go out; `Go` counts it as in flight until [`proved`](Self::proved).
     pub(crate) fn ask(&mut self, now: Instant, asked: &[Guarded]) -> Pass {
-        let new: Vec<_> = asked.iter().filter(|one| !self.good.contains(&one.credential)).collect();
+        let new: Vec<_> = asked
+            .iter()
+            .filter(|one| !self.good.contains(&one.credential))
+            .collect();
         let mut pass = Pass::Go;
         for one in &new {
             let account = self.accounts.entry(one.account).or_default();
@@ -60,7 +63,13 @@ impl Guard {
     }
 
     /// The registrar's word on what went out; `flown` where it was counted as in flight.
-    pub(crate) fn proved(&mut self, now: Instant, tried: &[Guarded], accepted: Option<bool>, flown: bool) {
+    pub(crate) fn proved(
+        &mut self,
+        now: Instant,
+        tried: &[Guarded],
+        accepted: Option<bool>,
+        flown: bool,
+    ) {
         for one in tried {
             let known_good = self.good.contains(&one.credential);
             if accepted == Some(true) {
@@ -109,7 +118,11 @@ impl Account {
         if self.refused_at.len() >= REFUSALS {
             return;
         }
-        while self.refused_at.front().is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW) {
+        while self
+            .refused_at
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW)
+        {
             self.refused_at.pop_front();
         }
         if self.refused_at.is_empty() {

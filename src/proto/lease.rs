@@ -58,7 +58,11 @@ pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Gran
     // Several that match equally well: the shortest, so that a refresh is never late.
     let own = ours.iter().filter_map(|contact| contact.expires).min();
     let header = response.delta_seconds("Expires");
-    let seconds = own.or(header).unwrap_or(if requested == u32::MAX { 3600 } else { requested });
+    let seconds = own.or(header).unwrap_or(if requested == u32::MAX {
+        3600
+    } else {
+        requested
+    });
     let confirmed = !ours.is_empty();
     if !confirmed {
         warnings.push(Warning::Unconfirmed);
@@ -69,7 +73,8 @@ pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Gran
         warnings.push(Warning::ShortGrant(Duration::from_secs(u64::from(seconds))));
     }
     let gruu = |pick: fn(&Listed) -> &Option<String>| {
-        ours.iter().find_map(|contact| pick(contact).as_deref().map(Box::<str>::from))
+        ours.iter()
+            .find_map(|contact| pick(contact).as_deref().map(Box::<str>::from))
     };
     Grant {
         seconds: seconds.min(LONGEST),
@@ -84,7 +89,10 @@ pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Gran
 /// The bindings that an answer lists, with ours marked.
 pub(crate) fn bindings(response: &Response, sent: Sent<'_>) -> Box<[Binding]> {
     let listed = list(response);
-    let ours: Vec<*const Listed> = ours(&listed, sent).into_iter().map(std::ptr::from_ref).collect();
+    let ours: Vec<*const Listed> = ours(&listed, sent)
+        .into_iter()
+        .map(std::ptr::from_ref)
+        .collect();
     listed
         .iter()
         .map(|contact| Binding {
@@ -103,13 +111,18 @@ fn list(response: &Response) -> Vec<Listed> {
             let text = |name: &str| contact.param(name).map(|value| value.text().into_owned());
             let expires = contact.param("expires");
             // A quoted expires is malformed too: the grammar has digits (RFC 3261 §25.1).
-            let digits = expires.as_ref().filter(|value| !value.is_quoted()).and_then(|value| {
-                let text = value.text();
-                let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-                if whole { text.parse().ok() } else { None }
-            });
+            let digits = expires
+                .as_ref()
+                .filter(|value| !value.is_quoted())
+                .and_then(|value| {
+                    let text = value.text();
+                    let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+                    if whole { text.parse().ok() } else { None }
+                });
             let malformed = match (&expires, digits) {
-                (Some(value), None) => Some(value.text().chars().take(32).collect::<String>().into()),
+                (Some(value), None) => {
+                    Some(value.text().chars().take(32).collect::<String>().into())
+                }
                 _ => None,
             };
             Listed {
@@ -136,7 +149,10 @@ fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
                 && contact.reg_id.as_deref() == sent.reg_id
         },
         &|contact| {
-            let line = contact.uri.as_ref().and_then(|uri| uri.param("line").flatten());
+            let line = contact
+                .uri
+                .as_ref()
+                .and_then(|uri| uri.param("line").flatten());
             sent.line.is_some() && line == sent.line
         },
         &|contact| match (&contact.uri, &sent_uri) {
@@ -151,14 +167,24 @@ fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
         }
     }
     match (listed, &sent_uri) {
-        ([sole], Some(sent)) if sole.uri.as_ref().is_some_and(|uri| same_but_for_host(uri, sent)) => vec![sole],
+        ([sole], Some(sent))
+            if sole
+                .uri
+                .as_ref()
+                .is_some_and(|uri| same_but_for_host(uri, sent)) =>
+        {
+            vec![sole]
+        }
         _ => Vec::new(),
     }
 }
 
 /// Whether only host and port differ: what an SBC or a NAT helper does to a Contact
 fn same_but_for_host(uri: &SipUri, sent: &SipUri) -> bool {
-    uri.user() == sent.user() && sent.params().all(|(name, value)| uri.param(name) == Some(value))
+    uri.user() == sent.user()
+        && sent
+            .params()
+            .all(|(name, value)| uri.param(name) == Some(value))
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use super::transaction::{Due, Transaction};
 use super::verdict::{self, GiveUp, Verdict};
 use super::{Entropy, Sessions};
 use crate::{
-    Change, CredentialsQuery, InitialDelay, Redirects, Registration, ResolveError, Response, Secret,
-    SecurityNegotiation, SipUri,
+    Change, CredentialsQuery, InitialDelay, Redirects, Registration, ResolveError, Response,
+    Secret, SecurityNegotiation, SipUri,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -231,12 +231,17 @@ enum Purpose {
 #[derive(Debug, Clone)]
 enum Then {
     Nothing,
-    Stop { within: Duration },
+    Stop {
+        within: Duration,
+    },
     Reregister,
     Refresh,
     Query,
     RemoveAll,
-    Pause { until: Option<Instant>, unregister: bool },
+    Pause {
+        until: Option<Instant>,
+        unregister: bool,
+    },
     Reconfigure(Arc<Registration>),
     Replace(Arc<Registration>),
 }
@@ -283,11 +288,28 @@ struct Cycle {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Locating { op: OpId, until: Instant },
-    Opening { op: OpId, until: Instant },
-    Held { op: OpId, until: Instant },
-    Asking { op: OpId, until: Instant, role: Role, query: CredentialsQuery },
-    Guarding { op: OpId, until: Instant },
+    Locating {
+        op: OpId,
+        until: Instant,
+    },
+    Opening {
+        op: OpId,
+        until: Instant,
+    },
+    Held {
+        op: OpId,
+        until: Instant,
+    },
+    Asking {
+        op: OpId,
+        until: Instant,
+        role: Role,
+        query: CredentialsQuery,
+    },
+    Guarding {
+        op: OpId,
+        until: Instant,
+    },
     Registering(Transaction),
     /// Between two steps of one call; never seen outside
     Between,
@@ -346,11 +368,15 @@ impl Machine {
     /// A machine for one registration; it does nothing until [`Input::Start`].
     #[must_use]
     pub fn new(registration: Arc<Registration>, identity: Identity, entropy: &mut Entropy) -> Self {
-        let line = registration.line().then(|| identity.line.unwrap_or_else(|| entropy.letters(7).into()));
+        let line = registration
+            .line()
+            .then(|| identity.line.unwrap_or_else(|| entropy.letters(7).into()));
         let kept = Kept {
             branch: identity.branch,
             call_id: identity.call_id.unwrap_or_else(|| entropy.hex(16).into()),
-            cseq: identity.cseq.unwrap_or_else(|| entropy.below(65_536) as u32),
+            cseq: identity
+                .cseq
+                .unwrap_or_else(|| entropy.below(65_536) as u32),
             line,
             guard_key: identity.guard_key,
         };
@@ -430,7 +456,10 @@ impl Machine {
                     Step::Registering(transaction) => Some(transaction.deadline()),
                     Step::Between => None,
                 };
-                [step, cycle.limit, self.then_at].into_iter().flatten().min()
+                [step, cycle.limit, self.then_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         };
         let expiry = self.lease.as_ref().map(|lease| lease.expires_at);
@@ -441,7 +470,9 @@ impl Machine {
     #[must_use]
     pub fn engaged(&self) -> Option<std::net::SocketAddr> {
         match &self.plan {
-            Plan::Cycle(cycle) if matches!(cycle.step, Step::Opening { .. } | Step::Registering(_)) => {
+            Plan::Cycle(cycle)
+                if matches!(cycle.step, Step::Opening { .. } | Step::Registering(_)) =>
+            {
                 cycle.targets.get(cycle.next).map(Target::address)
             }
             _ => None,
@@ -457,7 +488,8 @@ impl Machine {
     /// The flow of the request under way, or else of the lease.
     #[must_use]
     pub fn flow(&self) -> Option<FlowId> {
-        self.cycle_flow().or_else(|| self.lease.as_ref().and_then(|lease| lease.flow))
+        self.cycle_flow()
+            .or_else(|| self.lease.as_ref().and_then(|lease| lease.flow))
     }
 
     fn cycle_flow(&self) -> Option<FlowId> {
@@ -477,7 +509,9 @@ impl Machine {
             Input::Reregister => self.or_after(cx, Then::Reregister),
             Input::Query => self.or_after(cx, Then::Query),
             Input::RemoveAll => self.or_after(cx, Then::RemoveAll),
-            Input::Pause { until, unregister } => self.or_after(cx, Then::Pause { until, unregister }),
+            Input::Pause { until, unregister } => {
+                self.or_after(cx, Then::Pause { until, unregister })
+            }
             Input::Resume => self.resume(cx),
             Input::Timeout => self.timeout(cx),
             Input::NetworkChanged(spread) => self.network_changed(cx, spread),
@@ -490,7 +524,11 @@ impl Machine {
             Input::Held(op) => self.held(cx, op),
             Input::Credentials { op, secret } => self.provided(cx, op, secret),
             Input::Guarded { op, allowed } => self.guarded(cx, op, allowed),
-            Input::FlowFailed { flow, error, spread } => self.flow_failed(cx, flow, error, spread),
+            Input::FlowFailed {
+                flow,
+                error,
+                spread,
+            } => self.flow_failed(cx, flow, error, spread),
         }
         // A jump of the clock, say, may have aged the lease.
         self.expire(cx);
@@ -506,8 +544,11 @@ impl Machine {
         if delay.is_zero() {
             self.begin(cx, Purpose::Register, true);
         } else {
-            cx.out.push(Output::Event(Event::Scheduled { first_in: delay }));
-            self.plan = Plan::Waiting { until: cx.now + delay };
+            cx.out
+                .push(Output::Event(Event::Scheduled { first_in: delay }));
+            self.plan = Plan::Waiting {
+                until: cx.now + delay,
+            };
         }
     }
 
@@ -515,7 +556,9 @@ impl Machine {
         let longest = self.registration.max_random_initial_delay();
         match self.registration.policy().initial_delay {
             InitialDelay::Uniform => cx.entropy.up_to(longest),
-            InitialDelay::AtLeastOneSecond => Duration::from_secs(1 + cx.entropy.below(longest.as_secs())),
+            InitialDelay::AtLeastOneSecond => {
+                Duration::from_secs(1 + cx.entropy.below(longest.as_secs()))
+            }
         }
     }
 
@@ -578,7 +621,10 @@ impl Machine {
             Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
             Then::Pause { until, unregister } => {
                 if unregister && self.may_live(cx.now) {
-                    self.then = Then::Pause { until, unregister: false };
+                    self.then = Then::Pause {
+                        until,
+                        unregister: false,
+                    };
                     self.begin_unregister(cx, self.registration.policy().timers.timer_f);
                 } else {
                     let resumes_in = until.map(|until| until.saturating_duration_since(cx.now));
@@ -632,7 +678,10 @@ impl Machine {
             guard_key: self.identity.guard_key,
             ..Identity::default()
         };
-        *self = Self { ops: self.ops, ..Self::new(to, identity, cx.entropy) };
+        *self = Self {
+            ops: self.ops,
+            ..Self::new(to, identity, cx.entropy)
+        };
         self.register_again(cx);
     }
 
@@ -723,7 +772,10 @@ impl Machine {
                         Due::Resend => {
                             let message = transaction.message.clone();
                             if let Some((flow, _)) = &cycle.flow {
-                                cx.out.push(Output::Transmit { flow: *flow, message });
+                                cx.out.push(Output::Transmit {
+                                    flow: *flow,
+                                    message,
+                                });
                             }
                         }
                         Due::TimedOut if transaction.answered => {
@@ -745,7 +797,11 @@ impl Machine {
         if self.may_live.is_some_and(|until| cx.now >= until) {
             self.may_live = None;
         }
-        if self.lease.as_ref().is_some_and(|lease| cx.now >= lease.expires_at) {
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| cx.now >= lease.expires_at)
+        {
             self.lease = None;
             let next_in = match &self.plan {
                 Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
@@ -764,14 +820,18 @@ impl Machine {
             Plan::Idle | Plan::Paused { .. } => {}
             Plan::Waiting { .. } => {
                 let delay = cx.entropy.up_to(spread);
-                self.plan = Plan::Waiting { until: cx.now + delay };
+                self.plan = Plan::Waiting {
+                    until: cx.now + delay,
+                };
             }
             Plan::Cycle(cycle) => match cycle.purpose {
                 Purpose::Register => {
                     let delay = cx.entropy.up_to(spread);
                     self.abandon(cx);
                     let then = std::mem::replace(&mut self.then, Then::Nothing);
-                    self.plan = Plan::Waiting { until: cx.now + delay };
+                    self.plan = Plan::Waiting {
+                        until: cx.now + delay,
+                    };
                     self.do_then(cx, then);
                 }
                 // Over a fresh flow, with what is left of its time.
@@ -795,10 +855,14 @@ impl Machine {
     }
 
     fn flow_failed(&mut self, cx: &mut Out<'_>, flow: FlowId, error: FlowError, spread: Duration) {
-        let was_ours = self.lease.as_mut().filter(|lease| lease.flow == Some(flow)).map(|lease| {
-            lease.flow = None;
-            cx.now.saturating_duration_since(lease.at)
-        });
+        let was_ours = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.flow == Some(flow))
+            .map(|lease| {
+                lease.flow = None;
+                cx.now.saturating_duration_since(lease.at)
+            });
         match &mut self.plan {
             Plan::Cycle(cycle) if cycle.flow.as_ref().is_some_and(|(used, _)| *used == flow) => {
                 let sole = cycle.next >= cycle.targets.len();
@@ -815,7 +879,8 @@ impl Machine {
                 let Some(held_for) = was_ours else { return };
                 let next_in = if held_for < FLAP {
                     // 1, 2, 4 … 60 s, between half and all of it (D2).
-                    let longest = Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
+                    let longest =
+                        Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
                     self.flaps += 1;
                     longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
                 } else {
@@ -824,7 +889,11 @@ impl Machine {
                 };
                 *until = (*until).min(cx.now + next_in);
                 let next_in = until.saturating_duration_since(cx.now);
-                cx.out.push(Output::Event(Event::FlowLost { flow, error, next_in }));
+                cx.out.push(Output::Event(Event::FlowLost {
+                    flow,
+                    error,
+                    next_in,
+                }));
             }
             _ => {}
         }
@@ -840,7 +909,12 @@ impl Machine {
     }
 
     fn begin(&mut self, cx: &mut Out<'_>, purpose: Purpose, commanded: bool) {
-        if !commanded && let Some(earliest) = self.last_start.map(|last| last + PACE).filter(|at| *at > cx.now) {
+        if !commanded
+            && let Some(earliest) = self
+                .last_start
+                .map(|last| last + PACE)
+                .filter(|at| *at > cx.now)
+        {
             self.plan = Plan::Waiting { until: earliest };
             return;
         }
@@ -876,10 +950,17 @@ impl Machine {
 
     fn relocate(&mut self, cx: &mut Out<'_>) {
         let op = self.op();
-        let uri = self.registration.first_route().unwrap_or_else(|| self.registration.server_uri()).clone();
+        let uri = self
+            .registration
+            .first_route()
+            .unwrap_or_else(|| self.registration.server_uri())
+            .clone();
         if let Plan::Cycle(cycle) = &mut self.plan {
             cycle.flow = None;
-            cycle.step = Step::Locating { op, until: cx.now + LOCATING };
+            cycle.step = Step::Locating {
+                op,
+                until: cx.now + LOCATING,
+            };
             cx.out.push(Output::Locate { op, uri });
         }
     }
@@ -890,7 +971,9 @@ impl Machine {
     }
 
     fn located(&mut self, cx: &mut Out<'_>, op: OpId, result: Result<Vec<Target>, ResolveError>) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         if !matches!(cycle.step, Step::Locating { op: asked, .. } if asked == op) {
             return;
         }
@@ -907,14 +990,19 @@ impl Machine {
                 cycle.next = 0;
                 self.open(cx);
             }
-            Ok(_) => self.unlocated(cx, ResolveError::NoAddress(self.registration.server_uri().host().into())),
+            Ok(_) => self.unlocated(
+                cx,
+                ResolveError::NoAddress(self.registration.server_uri().host().into()),
+            ),
             Err(error) => self.unlocated(cx, error),
         }
     }
 
     /// No address: a live lease goes on at the target that granted it.
     fn unlocated(&mut self, cx: &mut Out<'_>, error: ResolveError) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         if let Some(lease) = &self.lease {
             cycle.targets = vec![lease.target.clone()];
             cycle.next = 0;
@@ -928,17 +1016,31 @@ impl Machine {
     fn open(&mut self, cx: &mut Out<'_>) {
         let op = self.op();
         let timeout = self.registration.policy().timers.connect_timeout + SLACK;
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         let Some(target) = cycle.targets.get(cycle.next).cloned() else {
             let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
             let retry_after = cycle.retry_after;
             return self.fail(cx, failure, retry_after, exchange);
         };
-        let prefer = self.lease.as_ref().filter(|lease| lease.target == target).and_then(|lease| lease.flow);
+        let prefer = self
+            .lease
+            .as_ref()
+            .filter(|lease| lease.target == target)
+            .and_then(|lease| lease.flow);
         cycle.flow = None;
         cycle.at_target = 0;
-        cycle.step = Step::Opening { op, until: cx.now + timeout };
-        cx.out.push(Output::Open { op, target, prefer, fresh: cycle.fresh_flow });
+        cycle.step = Step::Opening {
+            op,
+            until: cx.now + timeout,
+        };
+        cx.out.push(Output::Open {
+            op,
+            target,
+            prefer,
+            fresh: cycle.fresh_flow,
+        });
     }
 
     fn reopen(&mut self, cx: &mut Out<'_>) {
@@ -946,20 +1048,34 @@ impl Machine {
     }
 
     fn held(&mut self, cx: &mut Out<'_>, op: OpId) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         if matches!(cycle.step, Step::Opening { op: asked, .. } if asked == op) {
-            cycle.step = Step::Held { op, until: cx.now + HELD };
+            cycle.step = Step::Held {
+                op,
+                until: cx.now + HELD,
+            };
         }
     }
 
-    fn opened(&mut self, cx: &mut Out<'_>, op: OpId, result: Result<(FlowId, Arc<FlowInfo>), FlowError>) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
-        if !matches!(cycle.step, Step::Opening { op: asked, .. } | Step::Held { op: asked, .. } if asked == op) {
+    fn opened(
+        &mut self,
+        cx: &mut Out<'_>,
+        op: OpId,
+        result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+    ) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if !matches!(cycle.step, Step::Opening { op: asked, .. } | Step::Held { op: asked, .. } if asked == op)
+        {
             return;
         }
         match result {
             Ok((flow, info)) => {
-                let uri = write::contact_uri(&self.registration, &info, self.identity.line.as_deref());
+                let uri =
+                    write::contact_uri(&self.registration, &info, self.identity.line.as_deref());
                 cycle.contact_uri = uri.into();
                 cycle.flow = Some((flow, info));
                 self.send(cx);
@@ -970,7 +1086,9 @@ impl Machine {
 
     /// Another target of the same answer, in the same cycle (RFC 3263 §4.3); none left: the cycle has failed.
     fn next_target(&mut self, cx: &mut Out<'_>, failure: Failure, exchange: Option<Box<Exchange>>) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         cycle.failure = Some((failure, exchange));
         cycle.next += 1;
         cycle.fresh_flow = false;
@@ -980,28 +1098,41 @@ impl Machine {
     /// Sends a request at the target at hand, within the budget.
     fn send(&mut self, cx: &mut Out<'_>) {
         let policy = Arc::clone(self.registration.policy());
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         let over = cycle.requests >= REQUESTS_A_CYCLE
             || cycle.at_target >= REQUESTS_A_TARGET
-            || cycle.started.is_some_and(|started| cx.now > started + CYCLE);
+            || cycle
+                .started
+                .is_some_and(|started| cx.now > started + CYCLE);
         if over {
             return self.fail(cx, Failure::Budget, None, None);
         }
-        let Some((flow, info)) = cycle.flow.clone() else { return };
+        let Some((flow, info)) = cycle.flow.clone() else {
+            return;
+        };
         cycle.requests += 1;
         cycle.at_target += 1;
         cycle.started.get_or_insert(cx.now);
-        self.identity.cseq = if self.identity.cseq >= i32::MAX as u32 { 1 } else { self.identity.cseq + 1 };
+        self.identity.cseq = if self.identity.cseq >= i32::MAX as u32 {
+            1
+        } else {
+            self.identity.cseq + 1
+        };
         let branch = format!("z9hG4bK{}{}", self.identity.branch, cx.entropy.hex(8));
         let contact = match cycle.purpose {
-            Purpose::Register => ContactForm::Ours(self.registration.expiration().max(self.min_expires)),
+            Purpose::Register => {
+                ContactForm::Ours(self.registration.expiration().max(self.min_expires))
+            }
             Purpose::Unregister => ContactForm::Ours(0),
             Purpose::Query => ContactForm::None,
             Purpose::RemoveAll => ContactForm::Star,
         };
         let (uri, _) = write::request_line(&self.registration);
         let mut authorization = String::new();
-        self.sessions.authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
+        self.sessions
+            .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
         let security = security_lines(&self.registration, &self.security_server, cycle);
         cycle.security_only_verify = false;
         let message = write::register(&Parts {
@@ -1020,15 +1151,26 @@ impl Machine {
         });
         let reliable = info.protocol().is_reliable();
         if !reliable && message.len() > 1300 && cycle.requests == 1 {
-            cx.out.push(Output::Event(Event::Warning(Warning::Oversize(message.len()))));
+            cx.out.push(Output::Event(Event::Warning(Warning::Oversize(
+                message.len(),
+            ))));
         }
         if let ContactForm::Ours(1..) = contact {
-            let asked = self.registration.expiration().max(self.min_expires).min(lease::LONGEST);
+            let asked = self
+                .registration
+                .expiration()
+                .max(self.min_expires)
+                .min(lease::LONGEST);
             let until = cx.now + Duration::from_secs(u64::from(asked)) + policy.timers.timer_f;
             self.may_live = Some(self.may_live.map_or(until, |earlier| earlier.max(until)));
         }
-        cycle.step =
-            Step::Registering(Transaction::new(&policy.timers, reliable, branch.into(), message.clone(), cx.now));
+        cycle.step = Step::Registering(Transaction::new(
+            &policy.timers,
+            reliable,
+            branch.into(),
+            message.clone(),
+            cx.now,
+        ));
         cx.out.push(Output::Transmit { flow, message });
     }
 
@@ -1036,14 +1178,20 @@ impl Machine {
 
     fn response(&mut self, cx: &mut Out<'_>, response: &Response) {
         let timers = self.registration.policy().timers.clone();
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
-        let Step::Registering(transaction) = &mut cycle.step else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let Step::Registering(transaction) = &mut cycle.step else {
+            return;
+        };
         let Some((_, info)) = &cycle.flow else { return };
         // RFC 3261 §17.1.3: branch and CSeq method; §8.1.3.3 and §18.1.2: one Via, our sent-by (D25).
         let Some(via) = response.via() else { return };
         let matches = via.branch.as_deref() == Some(&*transaction.branch)
             && response.via_count() == 1
-            && response.cseq().is_some_and(|(_, method)| method == "REGISTER")
+            && response
+                .cseq()
+                .is_some_and(|(_, method)| method == "REGISTER")
             && sent_by_is_ours(&via.host, via.port, info);
         if !matches {
             return;
@@ -1056,14 +1204,24 @@ impl Machine {
         self.finale(cx, response, sent_at, exchange);
     }
 
-    fn finale(&mut self, cx: &mut Out<'_>, response: &Response, sent_at: Instant, exchange: Option<Box<Exchange>>) {
+    fn finale(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        sent_at: Instant,
+        exchange: Option<Box<Exchange>>,
+    ) {
         let policy = Arc::clone(self.registration.policy());
         let code = response.code();
-        if code >= 300 && let Some(lease) = &self.lease {
+        if code >= 300
+            && let Some(lease) = &self.lease
+        {
             // This request made no binding; an earlier one may live on.
             self.may_live = Some(lease.expires_at);
         } else if code >= 300 {
-            let Plan::Cycle(cycle) = &self.plan else { return };
+            let Plan::Cycle(cycle) = &self.plan else {
+                return;
+            };
             if cycle.purpose == Purpose::Register && cycle.requests == 1 && cycle.next == 0 {
                 self.may_live = None;
             }
@@ -1071,8 +1229,13 @@ impl Machine {
         if matches!(code, 401 | 407 | 494) {
             self.store_security(response);
         }
-        let failure = Failure::Rejected { code, reason: response.reason().as_ref().into() };
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let failure = Failure::Rejected {
+            code,
+            reason: response.reason().as_ref().into(),
+        };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         let registers = cycle.purpose == Purpose::Register;
         match code {
             200..=299 => self.success(cx, response, sent_at, exchange),
@@ -1100,7 +1263,8 @@ impl Machine {
                 let refused = response.option_tags("Unsupported");
                 let says = |token: &str| refused.iter().any(|tag| tag.eq_ignore_ascii_case(token));
                 let path = says("path") && cycle.path && self.registration.support_path();
-                let outbound = says("outbound") && cycle.outbound && self.registration.support_outbound();
+                let outbound =
+                    says("outbound") && cycle.outbound && self.registration.support_outbound();
                 cycle.tokens_dropped = true;
                 cycle.path &= !path;
                 cycle.outbound &= !outbound;
@@ -1114,7 +1278,10 @@ impl Machine {
                 cycle.fresh_flow = true;
                 self.open(cx);
             }
-            439 if policy.resend_without_outbound && cycle.outbound && self.registration.support_outbound() => {
+            439 if policy.resend_without_outbound
+                && cycle.outbound
+                && self.registration.support_outbound() =>
+            {
                 cycle.outbound = false;
                 self.send(cx);
             }
@@ -1122,7 +1289,11 @@ impl Machine {
             408 | 503 => {
                 let seconds = response.retry_after();
                 if let Some(seconds) = seconds {
-                    cycle.retry_after = Some(cycle.retry_after.map_or(seconds, |least| least.min(seconds)));
+                    cycle.retry_after = Some(
+                        cycle
+                            .retry_after
+                            .map_or(seconds, |least| least.min(seconds)),
+                    );
                 }
                 self.next_target(cx, failure, exchange);
             }
@@ -1138,25 +1309,43 @@ impl Machine {
         }
     }
 
-    fn redirect(&mut self, cx: &mut Out<'_>, response: &Response, failure: Failure, exchange: Option<Box<Exchange>>) {
+    fn redirect(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        failure: Failure,
+        exchange: Option<Box<Exchange>>,
+    ) {
         let policy = Arc::clone(self.registration.policy());
         let op = self.op();
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
-        let to = response.contacts().find_map(|contact| SipUri::parse(contact.uri()).ok());
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let to = response
+            .contacts()
+            .find_map(|contact| SipUri::parse(contact.uri()).ok());
         match (policy.redirects, to) {
             (Redirects::Follow { max }, Some(uri)) if cycle.redirects < max => {
                 cycle.redirects += 1;
                 cycle.flow = None;
                 // Another server: what was answered to this one is not shown to it.
                 self.sessions.clear_for_retry();
-                cycle.step = Step::Locating { op, until: cx.now + LOCATING };
+                cycle.step = Step::Locating {
+                    op,
+                    until: cx.now + LOCATING,
+                };
                 cx.out.push(Output::Locate { op, uri });
             }
             _ => self.fail(cx, failure, response.retry_after(), exchange),
         }
     }
 
-    fn challenged(&mut self, cx: &mut Out<'_>, response: &Response, exchange: Option<Box<Exchange>>) {
+    fn challenged(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        exchange: Option<Box<Exchange>>,
+    ) {
         let policy = Arc::clone(self.registration.policy());
         let (role, header) = match response.code() {
             407 => (Role::Proxy, "Proxy-Authenticate"),
@@ -1174,7 +1363,9 @@ impl Machine {
             downgrade_refuse: policy.auth.refuse_downgrade,
             ..Rules::default()
         };
-        let reaction = self.sessions.challenged(role, &challenges, self.registration.outbound_auth(), &rules);
+        let reaction =
+            self.sessions
+                .challenged(role, &challenges, self.registration.outbound_auth(), &rules);
         self.react(cx, role, reaction, response.retry_after(), exchange);
     }
 
@@ -1189,22 +1380,42 @@ impl Machine {
         match reaction {
             Reaction::Answer { weak_first } => {
                 if weak_first {
-                    let realm = self.sessions.due().next().map(|due| due.realm.into()).unwrap_or_default();
-                    cx.out.push(Output::Event(Event::Warning(Warning::WeakAlgorithm(realm))));
+                    let realm = self
+                        .sessions
+                        .due()
+                        .next()
+                        .map(|due| due.realm.into())
+                        .unwrap_or_default();
+                    cx.out
+                        .push(Output::Event(Event::Warning(Warning::WeakAlgorithm(realm))));
                 }
                 self.answer(cx);
             }
             Reaction::Ask(asked) => {
                 let query = CredentialsQuery::new(asked.realm, asked.username, &asked.algorithms);
                 let op = self.op();
-                let Plan::Cycle(cycle) = &mut self.plan else { return };
-                cycle.step = Step::Asking { op, until: cx.now + ASKING, role, query: query.clone() };
+                let Plan::Cycle(cycle) = &mut self.plan else {
+                    return;
+                };
+                cycle.step = Step::Asking {
+                    op,
+                    until: cx.now + ASKING,
+                    role,
+                    query: query.clone(),
+                };
                 cx.out.push(Output::Credentials { op, query });
             }
             Reaction::Refused(refusal) => {
                 let realm = refusal.realm;
                 self.prove(cx, Some(false));
-                self.fail(cx, Failure::CredentialsRefused { realm: realm.into() }, retry_after, exchange);
+                self.fail(
+                    cx,
+                    Failure::CredentialsRefused {
+                        realm: realm.into(),
+                    },
+                    retry_after,
+                    exchange,
+                );
             }
             Reaction::StaleLimit { .. } => self.fail(cx, Failure::Budget, retry_after, exchange),
             Reaction::Unanswerable(why) => {
@@ -1222,21 +1433,34 @@ impl Machine {
             .sessions
             .due()
             .filter(|due| !due.accepted_before)
-            .map(|due| Guarded { account: account(key, due.realm, due.username()), credential: due.fingerprint(key) })
+            .map(|due| Guarded {
+                account: account(key, due.realm, due.username()),
+                credential: due.fingerprint(key),
+            })
             .collect();
         let op = self.op();
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         cycle.authenticated = true;
         if guard_account && !unproved.is_empty() && !cycle.guard_open {
-            cycle.step = Step::Guarding { op, until: cx.now + GUARDED };
-            cx.out.push(Output::Guard { op, credential: unproved });
+            cycle.step = Step::Guarding {
+                op,
+                until: cx.now + GUARDED,
+            };
+            cx.out.push(Output::Guard {
+                op,
+                credential: unproved,
+            });
         } else {
             self.send(cx);
         }
     }
 
     fn guarded(&mut self, cx: &mut Out<'_>, op: OpId, allowed: bool) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         if !matches!(cycle.step, Step::Guarding { op: asked, .. } if asked == op) {
             return;
         }
@@ -1244,7 +1468,12 @@ impl Machine {
             cycle.guard_open = true;
             self.send(cx);
         } else {
-            let realm = self.sessions.due().next().map(|due| due.realm.into()).unwrap_or_default();
+            let realm = self
+                .sessions
+                .due()
+                .next()
+                .map(|due| due.realm.into())
+                .unwrap_or_default();
             self.fail(cx, Failure::CredentialsRefused { realm }, None, None);
         }
     }
@@ -1261,8 +1490,18 @@ impl Machine {
     }
 
     fn provided(&mut self, cx: &mut Out<'_>, op: OpId, secret: Option<Secret>) {
-        let Plan::Cycle(cycle) = &mut self.plan else { return };
-        let Step::Asking { op: asked, role, query, .. } = &cycle.step else { return };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let Step::Asking {
+            op: asked,
+            role,
+            query,
+            ..
+        } = &cycle.step
+        else {
+            return;
+        };
         if *asked != op {
             return;
         }
@@ -1271,22 +1510,38 @@ impl Machine {
         self.react(cx, role, reaction, None, None);
     }
 
-    fn success(&mut self, cx: &mut Out<'_>, response: &Response, sent_at: Instant, exchange: Option<Box<Exchange>>) {
+    fn success(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        sent_at: Instant,
+        exchange: Option<Box<Exchange>>,
+    ) {
         let policy = Arc::clone(self.registration.policy());
         let uri = write::request_line(&self.registration).0.into_owned();
         self.sessions.accepted();
-        for (role, header) in
-            [(Role::Origin, "Authentication-Info"), (Role::Proxy, "Proxy-Authentication-Info")]
-        {
+        for (role, header) in [
+            (Role::Origin, "Authentication-Info"),
+            (Role::Proxy, "Proxy-Authentication-Info"),
+        ] {
             for value in response.headers(header) {
-                if self.sessions.authentication_info(role, &value, &uri, b"") == ServerProof::Wrong {
-                    cx.out.push(Output::Event(Event::Warning(Warning::ServerNotAuthenticated)));
+                if self.sessions.authentication_info(role, &value, &uri, b"") == ServerProof::Wrong
+                {
+                    cx.out.push(Output::Event(Event::Warning(
+                        Warning::ServerNotAuthenticated,
+                    )));
                 }
             }
         }
         self.prove(cx, Some(true));
-        let Plan::Cycle(cycle) = &self.plan else { return };
-        let params = contact_params(self.registration.contact_header_params().unwrap_or_default());
+        let Plan::Cycle(cycle) = &self.plan else {
+            return;
+        };
+        let params = contact_params(
+            self.registration
+                .contact_header_params()
+                .unwrap_or_default(),
+        );
         let sent = Sent {
             uri: &cycle.contact_uri,
             line: self.identity.line.as_deref(),
@@ -1319,15 +1574,23 @@ impl Machine {
                     }
                     return;
                 }
-                let Some((flow, _)) = cycle.flow.clone() else { return };
-                let Some(target) = cycle.targets.get(cycle.next).cloned() else { return };
+                let Some((flow, _)) = cycle.flow.clone() else {
+                    return;
+                };
+                let Some(target) = cycle.targets.get(cycle.next).cloned() else {
+                    return;
+                };
                 let granted = Duration::from_secs(u64::from(grant.seconds));
                 let mut after = policy.refresh.refresh_after(granted);
                 let early = after.mul_f64(cx.entropy.between(0.0, policy.refresh.jitter));
                 after -= early.min(policy.refresh.jitter_max).min(after);
                 let until = (sent_at + after).max(cx.now);
-                let texts =
-                    |name: &str| response.values(name).map(|value| value.into_owned()).collect::<Box<[String]>>();
+                let texts = |name: &str| {
+                    response
+                        .values(name)
+                        .map(|value| value.into_owned())
+                        .collect::<Box<[String]>>()
+                };
                 let registered = Registered {
                     refresh_in: until.saturating_duration_since(cx.now),
                     contact: cycle.contact_uri.clone(),
@@ -1377,7 +1640,8 @@ impl Machine {
                 self.may_live = None;
                 self.plan = Plan::Idle;
                 self.reference = ReferenceStatus::Unregistered;
-                cx.out.push(Output::Event(Event::Unregistered(Removal::Removed)));
+                cx.out
+                    .push(Output::Event(Event::Unregistered(Removal::Removed)));
                 self.finish(cx);
             }
         }
@@ -1392,7 +1656,8 @@ impl Machine {
         }
         self.retries = 0;
         self.plan = Plan::Idle;
-        cx.out.push(Output::Event(Event::Unregistered(removal.clone())));
+        cx.out
+            .push(Output::Event(Event::Unregistered(removal.clone())));
         match std::mem::replace(&mut self.then, Then::Nothing) {
             Then::Stop { .. } => {
                 self.then_at = None;
@@ -1407,9 +1672,18 @@ impl Machine {
     fn back_to_lease(&mut self, cx: &mut Out<'_>) {
         self.plan = match &self.lease {
             Some(lease) => {
-                let after = self.registration.policy().refresh.refresh_after(lease.granted);
-                let start = lease.expires_at.checked_sub(lease.granted).unwrap_or(lease.at);
-                Plan::Waiting { until: (start + after).max(cx.now) }
+                let after = self
+                    .registration
+                    .policy()
+                    .refresh
+                    .refresh_after(lease.granted);
+                let start = lease
+                    .expires_at
+                    .checked_sub(lease.granted)
+                    .unwrap_or(lease.at);
+                Plan::Waiting {
+                    until: (start + after).max(cx.now),
+                }
             }
             None => Plan::Idle,
         };
@@ -1445,7 +1719,9 @@ impl Machine {
         exchange: Option<Box<Exchange>>,
     ) {
         self.prove(cx, None);
-        let Plan::Cycle(cycle) = &self.plan else { return };
+        let Plan::Cycle(cycle) = &self.plan else {
+            return;
+        };
         self.sessions.clear_for_retry();
         if let Step::Locating { op, .. }
         | Step::Opening { op, .. }
@@ -1460,7 +1736,9 @@ impl Machine {
             Purpose::Unregister => {
                 let removal = match failure {
                     Failure::Rejected { code, .. } => Removal::Refused(code),
-                    Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => Removal::Refused(401),
+                    Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => {
+                        Removal::Refused(401)
+                    }
                     _ => Removal::Unanswered,
                 };
                 return self.unregistered(cx, removal);
@@ -1472,14 +1750,23 @@ impl Machine {
         }
         let policy = Arc::clone(self.registration.policy());
         let class = verdict::classify(&policy, &failure);
-        let lease_left = self.lease.as_ref().map(|lease| lease.expires_at.saturating_duration_since(cx.now));
+        let lease_left = self
+            .lease
+            .as_ref()
+            .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
         self.reference = ReferenceStatus::Rejected;
         self.last_failure = Some(Box::new(failure.clone()));
         match verdict::decide(&policy, &failure, retry_after, self.retries) {
-            Verdict::Retry { after, jitter, counted } => {
+            Verdict::Retry {
+                after,
+                jitter,
+                counted,
+            } => {
                 self.retries += u32::from(counted);
                 let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));
-                self.plan = Plan::Waiting { until: cx.now + retry_in };
+                self.plan = Plan::Waiting {
+                    until: cx.now + retry_in,
+                };
                 cx.out.push(Output::Event(Event::Rejected {
                     failure,
                     class,
@@ -1492,8 +1779,17 @@ impl Machine {
             }
             Verdict::GiveUp(why) => {
                 self.plan = Plan::Idle;
-                cx.out.push(Output::Event(Event::GaveUp { failure, class, why, lease_left, exchange }));
-                debug_assert!(matches!(why, GiveUp::MaxRetries | GiveUp::NoInterval | GiveUp::CredentialsRefused));
+                cx.out.push(Output::Event(Event::GaveUp {
+                    failure,
+                    class,
+                    why,
+                    lease_left,
+                    exchange,
+                }));
+                debug_assert!(matches!(
+                    why,
+                    GiveUp::MaxRetries | GiveUp::NoInterval | GiveUp::CredentialsRefused
+                ));
             }
         }
         self.finish(cx);
@@ -1505,7 +1801,10 @@ impl Machine {
 
     fn store_security(&mut self, response: &Response) {
         if self.registration.security_negotiation() == SecurityNegotiation::Mediasec {
-            let list: Vec<Box<str>> = response.values("Security-Server").map(|value| value.as_ref().into()).collect();
+            let list: Vec<Box<str>> = response
+                .values("Security-Server")
+                .map(|value| value.as_ref().into())
+                .collect();
             if !list.is_empty() {
                 self.security_server = list;
             }
@@ -1514,9 +1813,17 @@ impl Machine {
 
     /// D27: what a support ticket needs
     fn exchange(&self, response: Option<&Response>) -> Option<Box<Exchange>> {
-        let Plan::Cycle(cycle) = &self.plan else { return None };
-        let Step::Registering(transaction) = &cycle.step else { return None };
-        let text = |name: &str| response.and_then(|r| r.header(name)).map(|value| value.as_ref().into());
+        let Plan::Cycle(cycle) = &self.plan else {
+            return None;
+        };
+        let Step::Registering(transaction) = &cycle.step else {
+            return None;
+        };
+        let text = |name: &str| {
+            response
+                .and_then(|r| r.header(name))
+                .map(|value| value.as_ref().into())
+        };
         let extensions = response.map(|response| match response.code() {
             420 => response.option_tags("Unsupported"),
             421 => response.option_tags("Require"),
@@ -1528,7 +1835,9 @@ impl Machine {
             branch: transaction.branch.clone(),
             target: cycle.targets.get(cycle.next).cloned(),
             local: cycle.flow.as_ref().map(|(_, info)| info.local()),
-            status_line: response.map(|r| r.status_line().as_ref().into()).unwrap_or_default(),
+            status_line: response
+                .map(|r| r.status_line().as_ref().into())
+                .unwrap_or_default(),
             warning: text("Warning"),
             reason: text("Reason"),
             server: text("Server"),
@@ -1553,8 +1862,9 @@ fn security_lines(registration: &Registration, server: &[Box<str>], cycle: &Cycl
             line(format_args!("Security-Client: {}", mechanism.as_str()));
         }
     }
-    let verify =
-        cycle.authenticated || cycle.security_resent || registration.policy().security_verify_on_refresh;
+    let verify = cycle.authenticated
+        || cycle.security_resent
+        || registration.policy().security_verify_on_refresh;
     for mechanism in server.iter().filter(|_| verify) {
         line(format_args!("Security-Verify: {mechanism}"));
     }
@@ -1566,9 +1876,13 @@ fn security_lines(registration: &Registration, server: &[Box<str>], cycle: &Cycl
 /// `+sip.instance` (unquoted) and `reg-id` among the configured Contact parameters
 fn contact_params(text: &str) -> (Option<String>, Option<String>) {
     let value = |name: &str| {
-        text.split(';').filter_map(|param| param.split_once('=')).find_map(|(key, value)| {
-            key.trim().eq_ignore_ascii_case(name).then(|| value.trim().trim_matches('"').to_owned())
-        })
+        text.split(';')
+            .filter_map(|param| param.split_once('='))
+            .find_map(|(key, value)| {
+                key.trim()
+                    .eq_ignore_ascii_case(name)
+                    .then(|| value.trim().trim_matches('"').to_owned())
+            })
     };
     (value("+sip.instance"), value("reg-id"))
 }
@@ -1582,15 +1896,24 @@ fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
     hash.update(realm.to_ascii_lowercase());
     hash.update(username);
     let digest = hash.finalize();
-    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Whether a Via's sent-by is what we wrote; a port left out is the default one
 fn sent_by_is_ours(host: &str, port: Option<u16>, info: &FlowInfo) -> bool {
-    let bare = |text: &str| text.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let bare = |text: &str| {
+        text.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase()
+    };
     let sent_by = info.sent_by();
     let (our_host, our_port) = match sent_by.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()),
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().ok())
+        }
         _ => (&*sent_by, None),
     };
     let default = info.protocol().default_port();

@@ -15,16 +15,19 @@ mod transaction;
 mod verdict;
 
 use digest::Sessions;
-pub(crate) use pool::accepts;
 pub use entropy::Entropy;
 pub use event::{
-    Activity, Binding, Event, Exchange, Failure, LeaseStatus, ReferenceStatus, Registered, Removal, Status, Warning,
+    Activity, Binding, Event, Exchange, Failure, LeaseStatus, ReferenceStatus, Registered, Removal,
+    Status, Warning,
 };
-pub use flow_info::{FlowError, FlowInfo, Protocol, Target};
 pub(crate) use flow_info::host_port;
+pub use flow_info::{FlowError, FlowInfo, Protocol, Target};
+pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
 pub use machine::{Cx, Guarded, Identity, Input, Machine, Output};
-pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
-pub use message::scan::{Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via};
+pub use message::scan::{
+    Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via,
+};
+pub(crate) use pool::accepts;
 pub use pool::{Pool, PoolOutput};
 pub use verdict::{FailureClass, GiveUp};

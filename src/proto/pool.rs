@@ -5,8 +5,8 @@ use super::ids::{FlowId, OpId, RegistrationId};
 use super::machine::{Cx, Guarded, Identity, Input, Machine, Output};
 use super::{Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target};
 use crate::{
-    Answer, Change, CredentialsQuery, InboundMessage, Match, Received, Registration, ResolveError, Response, Scheme,
-    Secret, SipUri,
+    Answer, Change, CredentialsQuery, InboundMessage, Match, Received, Registration, ResolveError,
+    Response, Scheme, Secret, SipUri,
 };
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -109,8 +109,14 @@ struct FlowEntry {
 #[derive(Debug)]
 enum Name {
     Asked(Vec<(Asker, Wanted)>),
-    Known { addresses: Vec<IpAddr>, until: Instant },
-    Failed { error: ResolveError, until: Instant },
+    Known {
+        addresses: Vec<IpAddr>,
+        until: Instant,
+    },
+    Failed {
+        error: ResolveError,
+        until: Instant,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +165,9 @@ pub struct Pool {
 
 /// Whether `message` is a response whose topmost Via has a branch with this agent's tag
 pub(crate) fn accepts(tag: &str, message: &[u8]) -> bool {
-    let is_response = message.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/2.0 "));
+    let is_response = message
+        .get(..8)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/2.0 "));
     let head = message.get(..message.len().min(4096)).unwrap_or_default();
     let cookie = b"z9hG4bK";
     is_response
@@ -226,11 +234,17 @@ impl Pool {
     /// Adds a registration and starts it.
     pub fn insert(&mut self, cx: &mut Out<'_>, registration: Arc<Registration>) -> RegistrationId {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, entry: None });
+            self.slots.push(Slot {
+                generation: 0,
+                entry: None,
+            });
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
-        let id = RegistrationId { index, generation: slot.generation };
+        let id = RegistrationId {
+            index,
+            generation: slot.generation,
+        };
         let identity = Identity {
             branch: format!("{}{:08x}{:08x}", self.tag, index, slot.generation).into(),
             guard_key: self.guard_key,
@@ -267,7 +281,12 @@ impl Pool {
     }
 
     /// Replaces the configuration; none where there is no such registration.
-    pub fn reconfigure(&mut self, cx: &mut Out<'_>, id: RegistrationId, to: Arc<Registration>) -> Option<Change> {
+    pub fn reconfigure(
+        &mut self,
+        cx: &mut Out<'_>,
+        id: RegistrationId,
+        to: Arc<Registration>,
+    ) -> Option<Change> {
         let change = self.entry(id)?.machine.registration().change_to(&to);
         self.handle(cx, id, Input::Reconfigure(to));
         Some(change)
@@ -295,10 +314,14 @@ impl Pool {
 
     /// The ids of all registrations, in the order of their slots.
     pub fn ids(&self) -> impl Iterator<Item = RegistrationId> + '_ {
-        self.slots.iter().enumerate().filter(|(_, slot)| slot.entry.is_some()).map(|(index, slot)| RegistrationId {
-            index: index as u32,
-            generation: slot.generation,
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.entry.is_some())
+            .map(|(index, slot)| RegistrationId {
+                index: index as u32,
+                generation: slot.generation,
+            })
     }
 
     /// The flow that a registration is bound to, or is using now.
@@ -311,7 +334,12 @@ impl Pool {
     pub fn handle(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
         let mut outputs = std::mem::take(&mut self.scratch);
         if let Some(entry) = self.entry_mut(id) {
-            let mut inner = Cx { now: cx.now, wall: cx.wall, entropy: cx.entropy, out: &mut outputs };
+            let mut inner = Cx {
+                now: cx.now,
+                wall: cx.wall,
+                entropy: cx.entropy,
+                out: &mut outputs,
+            };
             let line = entry.machine.line().map(Box::<str>::from);
             entry.machine.handle(&mut inner, input);
             if entry.machine.line() != line.as_deref() {
@@ -345,12 +373,18 @@ impl Pool {
         }
         let response = match Response::parse(received.message) {
             Ok(response) => response,
-            Err(error) => return tracing::trace!(%error, source = %received.source, "dropped a response"),
+            Err(error) => {
+                return tracing::trace!(%error, source = %received.source, "dropped a response");
+            }
         };
-        let id = response.via().and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
+        let id = response
+            .via()
+            .and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
         let Some(id) = id else { return };
-        if let Some(window) =
-            self.entry(id).and_then(|entry| entry.window).and_then(|target| self.windows.get_mut(&target))
+        if let Some(window) = self
+            .entry(id)
+            .and_then(|entry| entry.window)
+            .and_then(|target| self.windows.get_mut(&target))
         {
             window.limit = match response.code() {
                 503 => (window.limit / 2).max(LEAST_WINDOW),
@@ -365,14 +399,20 @@ impl Pool {
         let mut message = InboundMessage::new(received.source, received.message);
         message.flow = received.flow.or_else(|| self.flow_from(received.source));
         if let Ok(request) = message.request() {
-            let to = request.header("To").map(|to| to.into_owned()).unwrap_or_default();
+            let to = request
+                .header("To")
+                .map(|to| to.into_owned())
+                .unwrap_or_default();
             message.registration = self.matches(&request.uri(), &to, received.source);
         }
         cx.out.push(PoolOutput::Message(message));
     }
 
     fn flow_from(&self, source: SocketAddr) -> Option<FlowId> {
-        self.by_key.iter().find(|(key, _)| key.address == source).map(|(_, flow)| *flow)
+        self.by_key
+            .iter()
+            .find(|(key, _)| key.address == source)
+            .map(|(_, flow)| *flow)
     }
 
     /// The registration that an inbound request belongs to (D24): by `line` in To or Request-URI, else by the Contact's user
@@ -380,13 +420,18 @@ impl Pool {
     #[must_use]
     pub fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match> {
         let address = |text: &str| {
-            let inner = text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(uri, _)| uri);
+            let inner = text
+                .split_once('<')
+                .and_then(|(_, rest)| rest.split_once('>'))
+                .map(|(uri, _)| uri);
             SipUri::parse(inner.unwrap_or(text)).ok()
         };
         let request_uri = address(request_uri);
         let line = |uri: &Option<SipUri>| {
             let value = uri.as_ref()?.param("line").flatten()?;
-            (!value.is_empty()).then(|| self.lines.get(value).copied()).flatten()
+            (!value.is_empty())
+                .then(|| self.lines.get(value).copied())
+                .flatten()
         };
         let by_line = line(&address(to)).or_else(|| line(&request_uri));
         let id = by_line.or_else(|| {
@@ -407,10 +452,18 @@ impl Pool {
 
     /// The answer to [`PoolOutput::Resolve`].
     pub fn resolved(&mut self, cx: &mut Out<'_>, host: &str, result: Result<Answer, ResolveError>) {
-        let Some((key, Name::Asked(askers))) = self.names.remove_entry(host) else { return };
+        let Some((key, Name::Asked(askers))) = self.names.remove_entry(host) else {
+            return;
+        };
         let name = match &result {
-            Ok(answer) => Name::Known { addresses: answer.addresses.clone(), until: cx.now + answer.ttl },
-            Err(error) => Name::Failed { error: error.clone(), until: cx.now + NAME_FAILED },
+            Ok(answer) => Name::Known {
+                addresses: answer.addresses.clone(),
+                until: cx.now + answer.ttl,
+            },
+            Err(error) => Name::Failed {
+                error: error.clone(),
+                until: cx.now + NAME_FAILED,
+            },
         };
         self.names.insert(Arc::clone(&key), name);
         for (asker, wanted) in askers {
@@ -418,13 +471,27 @@ impl Pool {
                 Ok(answer) => Ok(targets(&answer.addresses, &wanted, &key)),
                 Err(error) => Err(error.clone()),
             };
-            self.handle(cx, asker.id, Input::Located { op: asker.op, result });
+            self.handle(
+                cx,
+                asker.id,
+                Input::Located {
+                    op: asker.op,
+                    result,
+                },
+            );
         }
     }
 
     /// The answer to [`PoolOutput::Open`].
-    pub fn opened(&mut self, cx: &mut Out<'_>, flow: FlowId, result: Result<Arc<FlowInfo>, FlowError>) {
-        let Some(entry) = self.flows.get_mut(&flow) else { return };
+    pub fn opened(
+        &mut self,
+        cx: &mut Out<'_>,
+        flow: FlowId,
+        result: Result<Arc<FlowInfo>, FlowError>,
+    ) {
+        let Some(entry) = self.flows.get_mut(&flow) else {
+            return;
+        };
         let askers = std::mem::take(&mut entry.askers);
         match &result {
             Ok(info) => entry.info = Some(Arc::clone(info)),
@@ -432,7 +499,14 @@ impl Pool {
         }
         for asker in askers {
             let result = result.clone().map(|info| (flow, info));
-            self.handle(cx, asker.id, Input::Opened { op: asker.op, result });
+            self.handle(
+                cx,
+                asker.id,
+                Input::Opened {
+                    op: asker.op,
+                    result,
+                },
+            );
         }
         if self.flows.get(&flow).is_some_and(|entry| entry.users == 0) {
             self.drop_flow(flow);
@@ -442,23 +516,42 @@ impl Pool {
 
     /// A flow has ended: everything that rode on it registers again, spread (D13).
     pub fn flow_failed(&mut self, cx: &mut Out<'_>, flow: FlowId, error: &FlowError) {
-        let Some(entry) = self.flows.get(&flow) else { return };
+        let Some(entry) = self.flows.get(&flow) else {
+            return;
+        };
         if entry.info.is_none() {
             return self.opened(cx, flow, Err(error.clone()));
         }
         let users: Vec<RegistrationId> = self
             .ids()
-            .filter(|id| self.entry(*id).is_some_and(|entry| entry.flows.contains(&Some(flow))))
+            .filter(|id| {
+                self.entry(*id)
+                    .is_some_and(|entry| entry.flows.contains(&Some(flow)))
+            })
             .collect();
         self.drop_flow(flow);
         let spread = spread(users.len());
         for id in users {
-            self.handle(cx, id, Input::FlowFailed { flow, error: error.clone(), spread });
+            self.handle(
+                cx,
+                id,
+                Input::FlowFailed {
+                    flow,
+                    error: error.clone(),
+                    spread,
+                },
+            );
         }
     }
 
     /// The answer to [`PoolOutput::Credentials`].
-    pub fn credentials(&mut self, cx: &mut Out<'_>, id: RegistrationId, op: OpId, secret: Option<Secret>) {
+    pub fn credentials(
+        &mut self,
+        cx: &mut Out<'_>,
+        id: RegistrationId,
+        op: OpId,
+        secret: Option<Secret>,
+    ) {
         self.handle(cx, id, Input::Credentials { op, secret });
     }
 
@@ -467,12 +560,22 @@ impl Pool {
         let mut flows: Vec<_> = self.flows.keys().copied().collect();
         flows.sort_unstable();
         for flow in flows {
-            let askers = self.flows.get_mut(&flow).map(|entry| std::mem::take(&mut entry.askers));
+            let askers = self
+                .flows
+                .get_mut(&flow)
+                .map(|entry| std::mem::take(&mut entry.askers));
             self.drop_flow(flow);
             cx.out.push(PoolOutput::Close(flow));
             for asker in askers.into_iter().flatten() {
                 let result = Err(FlowError::ClosedByUs);
-                self.handle(cx, asker.id, Input::Opened { op: asker.op, result });
+                self.handle(
+                    cx,
+                    asker.id,
+                    Input::Opened {
+                        op: asker.op,
+                        result,
+                    },
+                );
             }
         }
         self.names.retain(|_, name| matches!(name, Name::Asked(_)));
@@ -500,11 +603,21 @@ impl Pool {
     /// Serves up to `most` deadlines that have come; true where more are due.
     pub fn timeout(&mut self, cx: &mut Out<'_>, most: usize) -> bool {
         for _ in 0..most {
-            let Some((at, index)) = self.deadlines.first().copied().filter(|(at, _)| *at <= cx.now) else {
+            let Some((at, index)) = self
+                .deadlines
+                .first()
+                .copied()
+                .filter(|(at, _)| *at <= cx.now)
+            else {
                 return false;
             };
-            let Some(slot) = self.slots.get(index as usize) else { return false };
-            let id = RegistrationId { index, generation: slot.generation };
+            let Some(slot) = self.slots.get(index as usize) else {
+                return false;
+            };
+            let id = RegistrationId {
+                index,
+                generation: slot.generation,
+            };
             self.deadlines.remove(&(at, index));
             if let Some(entry) = self.entry_mut(id) {
                 entry.deadline = None;
@@ -519,10 +632,25 @@ impl Pool {
     fn carry_out(&mut self, cx: &mut Out<'_>, id: RegistrationId, output: Output) {
         match output {
             Output::Locate { op, uri } => self.locate(cx, Asker { id, op }, &uri),
-            Output::Open { op, target, prefer, fresh } => {
-                self.open_or_hold(cx, Asker { id, op }, Opening { target, prefer, fresh });
+            Output::Open {
+                op,
+                target,
+                prefer,
+                fresh,
+            } => {
+                self.open_or_hold(
+                    cx,
+                    Asker { id, op },
+                    Opening {
+                        target,
+                        prefer,
+                        fresh,
+                    },
+                );
             }
-            Output::Credentials { op, query } => cx.out.push(PoolOutput::Credentials { id, op, query }),
+            Output::Credentials { op, query } => {
+                cx.out.push(PoolOutput::Credentials { id, op, query })
+            }
             Output::Guard { op, credential } => self.guard(cx, Asker { id, op }, credential.into()),
             Output::Proved(accepted) => self.proved(cx, id, accepted),
             Output::Cancel(op) => self.cancel(Asker { id, op }),
@@ -534,18 +662,31 @@ impl Pool {
 
     /// Where a request goes: literals at once, names by the cache or the resolver.
     fn locate(&mut self, cx: &mut Out<'_>, asker: Asker, uri: &SipUri) {
-        let named = self.registration(asker.id).and_then(|registration| registration.transport().cloned());
+        let named = self
+            .registration(asker.id)
+            .and_then(|registration| registration.transport().cloned());
         let protocols = match &named {
             None => None,
             Some(name) => match self.transports.iter().find(|(known, _)| **known == **name) {
                 Some((_, protocols)) => Some(protocols.clone()),
                 None => {
                     let error = ResolveError::Failed(format!("no transport named {name:?}").into());
-                    return self.handle(cx, asker.id, Input::Located { op: asker.op, result: Err(error) });
+                    return self.handle(
+                        cx,
+                        asker.id,
+                        Input::Located {
+                            op: asker.op,
+                            result: Err(error),
+                        },
+                    );
                 }
             },
         };
-        let protocol = match (uri.transport(), uri.scheme(), protocols.as_deref().and_then(<[_]>::first)) {
+        let protocol = match (
+            uri.transport(),
+            uri.scheme(),
+            protocols.as_deref().and_then(<[_]>::first),
+        ) {
             (Some(name), Scheme::Sip, _) => Protocol::from_name(name),
             (None, Scheme::Sip, Some(protocol)) => Some(*protocol),
             (None, Scheme::Sip, None) => Some(Protocol::Udp),
@@ -554,32 +695,69 @@ impl Pool {
         };
         let Some(protocol) = protocol else {
             let error = ResolveError::Failed(format!("no transport for {uri}").into());
-            return self.handle(cx, asker.id, Input::Located { op: asker.op, result: Err(error) });
+            return self.handle(
+                cx,
+                asker.id,
+                Input::Located {
+                    op: asker.op,
+                    result: Err(error),
+                },
+            );
         };
-        let wanted = Wanted { protocol, port: uri.port().unwrap_or_else(|| protocol.default_port()) };
-        let host: Arc<str> = uri.param("maddr").flatten().unwrap_or_else(|| uri.host()).into();
+        let wanted = Wanted {
+            protocol,
+            port: uri.port().unwrap_or_else(|| protocol.default_port()),
+        };
+        let host: Arc<str> = uri
+            .param("maddr")
+            .flatten()
+            .unwrap_or_else(|| uri.host())
+            .into();
         if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
             let result = Ok(targets(&[ip], &wanted, &host));
-            return self.handle(cx, asker.id, Input::Located { op: asker.op, result });
+            return self.handle(
+                cx,
+                asker.id,
+                Input::Located {
+                    op: asker.op,
+                    result,
+                },
+            );
         }
         let result = match self.names.get_mut(&host) {
             Some(Name::Asked(askers)) => return askers.push((asker, wanted)),
-            Some(Name::Known { addresses, until }) if cx.now < *until => Ok(targets(addresses, &wanted, &host)),
+            Some(Name::Known { addresses, until }) if cx.now < *until => {
+                Ok(targets(addresses, &wanted, &host))
+            }
             Some(Name::Failed { error, until }) if cx.now < *until => Err(error.clone()),
             _ => {
-                self.names.insert(Arc::clone(&host), Name::Asked(vec![(asker, wanted)]));
+                self.names
+                    .insert(Arc::clone(&host), Name::Asked(vec![(asker, wanted)]));
                 return cx.out.push(PoolOutput::Resolve(host));
             }
         };
-        self.handle(cx, asker.id, Input::Located { op: asker.op, result });
+        self.handle(
+            cx,
+            asker.id,
+            Input::Located {
+                op: asker.op,
+                result,
+            },
+        );
     }
 
     /// Takes a place in the target's window, or a place in its queue (D16).
     fn open_or_hold(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
         let address = opening.target.address();
-        let window =
-            self.windows.entry(address).or_insert_with(|| Window { limit: WINDOW, used: 0, queue: VecDeque::new() });
-        let place = self.slots.get(asker.id.index as usize).and_then(|slot| slot.entry.as_ref());
+        let window = self.windows.entry(address).or_insert_with(|| Window {
+            limit: WINDOW,
+            used: 0,
+            queue: VecDeque::new(),
+        });
+        let place = self
+            .slots
+            .get(asker.id.index as usize)
+            .and_then(|slot| slot.entry.as_ref());
         let holds_one = place.is_some_and(|entry| entry.window == Some(address));
         if !holds_one && window.used >= window.limit {
             window.queue.retain(|(queued, _)| queued.id != asker.id);
@@ -596,14 +774,22 @@ impl Pool {
     }
 
     fn open(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
-        let Opening { target, prefer, fresh } = opening;
-        let named = self.registration(asker.id).and_then(|registration| registration.transport().cloned());
+        let Opening {
+            target,
+            prefer,
+            fresh,
+        } = opening;
+        let named = self
+            .registration(asker.id)
+            .and_then(|registration| registration.transport().cloned());
         let key = FlowKey {
             transport: named,
             protocol: target.protocol(),
             address: target.address(),
         };
-        let known = prefer.filter(|flow| self.flows.contains_key(flow)).or_else(|| self.by_key.get(&key).copied());
+        let known = prefer
+            .filter(|flow| self.flows.contains_key(flow))
+            .or_else(|| self.by_key.get(&key).copied());
         if let Some(flow) = known.filter(|_| !fresh)
             && let Some(entry) = self.flows.get_mut(&flow)
         {
@@ -611,7 +797,14 @@ impl Pool {
                 None => entry.askers.push(asker),
                 Some(info) => {
                     let result = Ok((flow, Arc::clone(info)));
-                    self.handle(cx, asker.id, Input::Opened { op: asker.op, result });
+                    self.handle(
+                        cx,
+                        asker.id,
+                        Input::Opened {
+                            op: asker.op,
+                            result,
+                        },
+                    );
                 }
             }
             return;
@@ -620,8 +813,20 @@ impl Pool {
         self.next_flow += 1;
         self.by_key.insert(key.clone(), flow);
         let transport = key.transport.clone();
-        self.flows.insert(flow, FlowEntry { key, users: 0, info: None, askers: vec![asker] });
-        cx.out.push(PoolOutput::Open { flow, transport, target });
+        self.flows.insert(
+            flow,
+            FlowEntry {
+                key,
+                users: 0,
+                info: None,
+                askers: vec![asker],
+            },
+        );
+        cx.out.push(PoolOutput::Open {
+            flow,
+            transport,
+            target,
+        });
     }
 
     fn guard(&mut self, cx: &mut Out<'_>, asker: Asker, guarded: Box<[Guarded]>) {
@@ -633,15 +838,31 @@ impl Pool {
                 if let Some(entry) = self.entry_mut(asker.id) {
                     entry.in_flight = true;
                 }
-                self.handle(cx, asker.id, Input::Guarded { op: asker.op, allowed: true });
+                self.handle(
+                    cx,
+                    asker.id,
+                    Input::Guarded {
+                        op: asker.op,
+                        allowed: true,
+                    },
+                );
             }
             Pass::Wait => self.waiting_for_guard.push_back((asker, guarded)),
-            Pass::Never => self.handle(cx, asker.id, Input::Guarded { op: asker.op, allowed: false }),
+            Pass::Never => self.handle(
+                cx,
+                asker.id,
+                Input::Guarded {
+                    op: asker.op,
+                    allowed: false,
+                },
+            ),
         }
     }
 
     fn proved(&mut self, cx: &mut Out<'_>, id: RegistrationId, accepted: Option<bool>) {
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = self.entry_mut(id) else {
+            return;
+        };
         let flown = std::mem::take(&mut entry.in_flight);
         let guarded = entry.guarded.clone();
         self.guard.proved(cx.now, &guarded, accepted, flown);
@@ -660,8 +881,13 @@ impl Pool {
                 askers.retain(|(queued, _)| *queued != asker);
             }
         }
-        self.waiting_for_guard.retain(|(queued, _)| *queued != asker);
-        for window in self.windows.values_mut().filter(|window| !window.queue.is_empty()) {
+        self.waiting_for_guard
+            .retain(|(queued, _)| *queued != asker);
+        for window in self
+            .windows
+            .values_mut()
+            .filter(|window| !window.queue.is_empty())
+        {
             window.queue.retain(|(queued, _)| *queued != asker);
         }
     }
@@ -670,7 +896,13 @@ impl Pool {
 
     /// Brings deadline, flow users and window in line with what the machine now says.
     fn settle(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
-        let Some(entry) = self.slots.get_mut(id.index as usize).and_then(|slot| slot.entry.as_mut()) else { return };
+        let Some(entry) = self
+            .slots
+            .get_mut(id.index as usize)
+            .and_then(|slot| slot.entry.as_mut())
+        else {
+            return;
+        };
         let deadline = entry.machine.deadline();
         if entry.deadline != deadline {
             if let Some(old) = entry.deadline {
@@ -683,7 +915,9 @@ impl Pool {
         }
         let (before, after) = (entry.flows, entry.machine.flows());
         entry.flows = after;
-        let left = entry.window.filter(|address| entry.machine.engaged() != Some(*address));
+        let left = entry
+            .window
+            .filter(|address| entry.machine.engaged() != Some(*address));
         if left.is_some() {
             entry.window = None;
         }
@@ -703,7 +937,9 @@ impl Pool {
     }
 
     fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId) {
-        let Some(entry) = self.flows.get_mut(&flow) else { return };
+        let Some(entry) = self.flows.get_mut(&flow) else {
+            return;
+        };
         entry.users = entry.users.saturating_sub(1);
         if entry.users == 0 && entry.askers.is_empty() {
             self.drop_flow(flow);
@@ -721,7 +957,9 @@ impl Pool {
 
     /// A place in a target's window is free: those who wait move up.
     fn release(&mut self, cx: &mut Out<'_>, address: SocketAddr) {
-        let Some(window) = self.windows.get_mut(&address) else { return };
+        let Some(window) = self.windows.get_mut(&address) else {
+            return;
+        };
         window.used = window.used.saturating_sub(1);
         if window.used == 0 && window.queue.is_empty() {
             self.windows.remove(&address);
@@ -735,8 +973,12 @@ impl Pool {
     }
 
     fn forget(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
-        let Some(slot) = self.slots.get_mut(id.index as usize) else { return };
-        let Some(entry) = slot.entry.take() else { return };
+        let Some(slot) = self.slots.get_mut(id.index as usize) else {
+            return;
+        };
+        let Some(entry) = slot.entry.take() else {
+            return;
+        };
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(id.index);
         self.count -= 1;
@@ -764,12 +1006,16 @@ impl Pool {
 
     fn entry(&self, id: RegistrationId) -> Option<&Entry> {
         let slot = self.slots.get(id.index as usize)?;
-        slot.entry.as_deref().filter(|_| slot.generation == id.generation)
+        slot.entry
+            .as_deref()
+            .filter(|_| slot.generation == id.generation)
     }
 
     fn entry_mut(&mut self, id: RegistrationId) -> Option<&mut Entry> {
         let slot = self.slots.get_mut(id.index as usize)?;
-        slot.entry.as_deref_mut().filter(|_| slot.generation == id.generation)
+        slot.entry
+            .as_deref_mut()
+            .filter(|_| slot.generation == id.generation)
     }
 
     /// Whether any registration is doing something now.
@@ -777,7 +1023,10 @@ impl Pool {
     pub fn is_busy(&self) -> bool {
         self.ids().any(|id| {
             self.status(id).is_some_and(|status| {
-                matches!(status.activity, Activity::Registering | Activity::Unregistering | Activity::Querying)
+                matches!(
+                    status.activity,
+                    Activity::Registering | Activity::Unregistering | Activity::Querying
+                )
             })
         })
     }
@@ -786,10 +1035,15 @@ impl Pool {
 fn targets(addresses: &[IpAddr], wanted: &Wanted, host: &Arc<str>) -> Vec<Target> {
     addresses
         .iter()
-        .map(|ip| Target::new(wanted.protocol, SocketAddr::new(*ip, wanted.port)).with_host(Arc::clone(host)))
+        .map(|ip| {
+            Target::new(wanted.protocol, SocketAddr::new(*ip, wanted.port))
+                .with_host(Arc::clone(host))
+        })
         .collect()
 }
 
 fn spread(users: usize) -> Duration {
-    SPREAD_EACH.saturating_mul(u32::try_from(users).unwrap_or(u32::MAX)).min(SPREAD_LONGEST)
+    SPREAD_EACH
+        .saturating_mul(u32::try_from(users).unwrap_or(u32::MAX))
+        .min(SPREAD_LONGEST)
 }

@@ -29,7 +29,13 @@ pub(crate) enum Due {
 }
 
 impl Transaction {
-    pub(crate) fn new(timers: &Timers, reliable: bool, branch: Box<str>, message: Bytes, now: Instant) -> Self {
+    pub(crate) fn new(
+        timers: &Timers,
+        reliable: bool,
+        branch: Box<str>,
+        message: Bytes,
+        now: Instant,
+    ) -> Self {
         Self {
             branch,
             message,
@@ -42,7 +48,8 @@ impl Transaction {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        self.resend_at.map_or(self.timeout_at, |at| at.min(self.timeout_at))
+        self.resend_at
+            .map_or(self.timeout_at, |at| at.min(self.timeout_at))
     }
 
     /// A provisional answer: retransmissions go on at T2 (RFC 3261 §17.1.2.2), F stays.

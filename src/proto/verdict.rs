@@ -33,7 +33,11 @@ pub enum GiveUp {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Verdict {
     /// Tries again after `after`, made longer by up to `jitter` of itself
-    Retry { after: Duration, jitter: f64, counted: bool },
+    Retry {
+        after: Duration,
+        jitter: f64,
+        counted: bool,
+    },
     /// Stops until a command or a changed configuration
     GiveUp(GiveUp),
 }
@@ -42,7 +46,11 @@ pub(crate) enum Verdict {
 pub(crate) fn classify(policy: &Policy, failure: &Failure) -> FailureClass {
     match failure {
         Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => {
-            if policy.auth.auth_rejection_permanent { FailureClass::Credentials } else { FailureClass::Temporary }
+            if policy.auth.auth_rejection_permanent {
+                FailureClass::Credentials
+            } else {
+                FailureClass::Temporary
+            }
         }
         Failure::Rejected { code, .. } => match code {
             403 => FailureClass::Forbidden,
@@ -58,7 +66,12 @@ pub(crate) fn classify(policy: &Policy, failure: &Failure) -> FailureClass {
 }
 
 /// What a failure leads to after `retries` counted ones before it
-pub(crate) fn decide(policy: &Policy, failure: &Failure, retry_after: Option<u32>, retries: u32) -> Verdict {
+pub(crate) fn decide(
+    policy: &Policy,
+    failure: &Failure,
+    retry_after: Option<u32>,
+    retries: u32,
+) -> Verdict {
     let retry = &policy.retry;
     let class = classify(policy, failure);
     let exhausted = retry.max_retries.is_some_and(|max| retries >= max);
@@ -73,7 +86,11 @@ pub(crate) fn decide(policy: &Policy, failure: &Failure, retry_after: Option<u32
             return Verdict::GiveUp(GiveUp::MaxRetries);
         }
         let after = Duration::from_secs(u64::from(seconds)).min(retry.retry_after_max);
-        return Verdict::Retry { after, jitter: retry.retry_after_jitter, counted };
+        return Verdict::Retry {
+            after,
+            jitter: retry.retry_after_jitter,
+            counted,
+        };
     }
     let zero = retry_after == Some(0) && retry.retry_after_zero;
     let temporary = class == FailureClass::Temporary || zero;
@@ -86,18 +103,30 @@ pub(crate) fn decide(policy: &Policy, failure: &Failure, retry_after: Option<u32
             None => retry.retry_interval,
             Some(longest) => (retry.retry_interval * (1 << retries.min(16))).min(longest),
         };
-        return Verdict::Retry { after, jitter: retry.jitter, counted: true };
+        return Verdict::Retry {
+            after,
+            jitter: retry.jitter,
+            counted: true,
+        };
     }
     let forbidden = Some(retry.forbidden_retry_interval)
         .filter(|interval| class == FailureClass::Forbidden && !interval.is_zero());
     let interval = forbidden.unwrap_or(retry.fatal_retry_interval);
     if interval.is_zero() {
         let refused = class == FailureClass::Credentials;
-        Verdict::GiveUp(if refused { GiveUp::CredentialsRefused } else { GiveUp::NoInterval })
+        Verdict::GiveUp(if refused {
+            GiveUp::CredentialsRefused
+        } else {
+            GiveUp::NoInterval
+        })
     } else if exhausted {
         Verdict::GiveUp(GiveUp::MaxRetries)
     } else {
-        Verdict::Retry { after: interval, jitter: retry.jitter, counted: true }
+        Verdict::Retry {
+            after: interval,
+            jitter: retry.jitter,
+            counted: true,
+        }
     }
 }
 

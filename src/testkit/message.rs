@@ -14,7 +14,11 @@ pub struct SentRequest {
 
 impl SentRequest {
     pub(crate) const fn new(request: Request, flow: FlowId, target: Target) -> Self {
-        Self { request, flow, target }
+        Self {
+            request,
+            flow,
+            target,
+        }
     }
 
     /// The flow it went out on.
@@ -38,7 +42,10 @@ impl SentRequest {
     /// One header, or an empty text.
     #[must_use]
     pub fn text_of(&self, name: &str) -> String {
-        self.request.header(name).map(|value| value.into_owned()).unwrap_or_default()
+        self.request
+            .header(name)
+            .map(|value| value.into_owned())
+            .unwrap_or_default()
     }
 }
 
@@ -72,13 +79,21 @@ impl Reply {
             503 => "Service Unavailable",
             _ => "Scripted",
         };
-        Self { code, reason: reason.to_owned(), headers: Vec::new(), granted: None }
+        Self {
+            code,
+            reason: reason.to_owned(),
+            headers: Vec::new(),
+            granted: None,
+        }
     }
 
     /// 200 with the request's own Contact, granted for `seconds`.
     #[must_use]
     pub fn granted(seconds: u32) -> Self {
-        Self { granted: Some(seconds), ..Self::status(200) }
+        Self {
+            granted: Some(seconds),
+            ..Self::status(200)
+        }
     }
 
     /// 401 with an MD5 challenge, `qop="auth"`.
@@ -99,9 +114,22 @@ impl Reply {
     #[must_use]
     pub fn to(&self, request: &Request) -> Bytes {
         let mut text = format!("SIP/2.0 {} {}\r\n", self.code, self.reason);
-        for (name, long) in [("Via", true), ("From", false), ("To", false), ("Call-ID", false), ("CSeq", false)] {
-            for value in request.headers(name).take(if long { usize::MAX } else { 1 }) {
-                let tag = if name == "To" && self.code > 100 && !value.contains(";tag=") { ";tag=reply" } else { "" };
+        for (name, long) in [
+            ("Via", true),
+            ("From", false),
+            ("To", false),
+            ("Call-ID", false),
+            ("CSeq", false),
+        ] {
+            for value in request
+                .headers(name)
+                .take(if long { usize::MAX } else { 1 })
+            {
+                let tag = if name == "To" && self.code > 100 && !value.contains(";tag=") {
+                    ";tag=reply"
+                } else {
+                    ""
+                };
                 text.push_str(&format!("{name}: {value}{tag}\r\n"));
             }
         }

@@ -1,17 +1,18 @@
-//! What tests of an application need: a machine in virtual time, a transport that is none, a small registrar.
+//! What tests of an application need: registrations in virtual time, a transport that is none, a small registrar.
 
 mod message;
 #[cfg(feature = "tokio")]
 mod mock;
-
+mod server;
 #[cfg(feature = "tokio")]
 mod server_net;
+mod server_wire;
 mod sim;
 
 pub use message::{Reply, SentRequest};
 #[cfg(feature = "tokio")]
-pub use mock::{MockRequest, MockTransport, ReplyBuilder, Wire};
-
+pub use mock::*;
+pub use server::{Fault, LoggedRequest, ServerAlgorithm, ServerBinding, ServerReply, TestServer};
 #[cfg(feature = "tokio")]
-pub use server_net::*;
+pub use server_net::RunningServer;
 pub use sim::Sim;

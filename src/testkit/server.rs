@@ -1,0 +1,1006 @@
+//! A small registrar that does what RFC 3261 §10.3 says, and goes wrong where a test asks for it.
+
+use super::server_wire::{
+    Request, Via, address, aor, parameter, parameters, respond, same_uri, split, user,
+};
+use crate::Protocol;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use super::server_wire::ServerAlgorithm;
+
+/// A correct registrar for tests, without sockets and clock: requests go in with the time, responses come out
+///
+/// With the feature `tokio` it also [serves](Self::serve) on real sockets. It challenges with SHA-256 and MD5 in the
+/// realm `test`, knows no user, and grants what is asked, at most 3600 s, until its setters say otherwise.
+#[derive(Debug)]
+pub struct TestServer {
+    realm: String,
+    users: HashMap<String, String>,
+    algorithms: Vec<ServerAlgorithm>,
+    require_auth: bool,
+    grant: Duration,
+    min_expires: Duration,
+    nonce_uses: u32,
+    supported: Vec<String>,
+    ok_headers: Vec<(String, String)>,
+    faults: VecDeque<Fault>,
+    nonces: BTreeMap<u64, Nonce>,
+    counter: u64,
+    aors: HashMap<String, Vec<ServerBinding>>,
+    answered: HashMap<String, Answered>,
+    log: Vec<LoggedRequest>,
+    now: Duration,
+}
+
+/// What shall go wrong with the next requests; each waits in the queue for its turn
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The next request gets this response.
+    Respond {
+        /// The status code
+        code: u16,
+        /// Further headers of the response
+        headers: Vec<(String, String)>,
+        /// Whether the request must have been authenticated before
+        after_auth: bool,
+    },
+    /// So many requests, retransmissions counted, get no response.
+    Drop(u32),
+    /// The next request is answered as it should be, so much later.
+    Delay(Duration),
+    /// The next request is answered as it should be, and its connection closed after that.
+    Close,
+}
+
+impl Fault {
+    /// The next request gets this response, before any authentication.
+    #[must_use]
+    pub const fn respond(code: u16) -> Self {
+        Self::Respond {
+            code,
+            headers: Vec::new(),
+            after_auth: false,
+        }
+    }
+
+    /// Adds a header to the response of [`Respond`](Self::Respond); other faults stay as they are.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Self::Respond { headers, .. } = &mut self {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
+    /// Lets [`Respond`](Self::Respond) wait for a request with good credentials; others are challenged until then.
+    #[must_use]
+    pub const fn after_auth(mut self) -> Self {
+        if let Self::Respond { after_auth, .. } = &mut self {
+            *after_auth = true;
+        }
+        self
+    }
+}
+
+/// A response, and when and where it shall go
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerReply {
+    /// How long after the request it is sent
+    pub after: Duration,
+    /// Where to, on UDP (RFC 3581 §4); on a stream it goes back on the connection
+    pub to: SocketAddr,
+    /// The response
+    pub message: Bytes,
+    /// Whether the connection is closed after it
+    pub close: bool,
+}
+
+/// A binding that the server holds
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerBinding {
+    /// The Contact URI
+    pub contact: String,
+    /// The other parameters of the Contact, without `expires`
+    pub parameters: Vec<String>,
+    /// When it ends, on the clock of [`TestServer::handle`]
+    pub expires_at: Duration,
+    /// The Call-ID that set it last
+    pub call_id: String,
+    /// The CSeq that set it last
+    pub cseq: u32,
+    /// Where the request came from
+    pub source: SocketAddr,
+    /// What carried it
+    pub protocol: Protocol,
+}
+
+/// A request as it came in
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggedRequest {
+    /// When, on the clock of [`TestServer::handle`]
+    pub at: Duration,
+    /// Where it came from
+    pub source: SocketAddr,
+    /// What carried it
+    pub protocol: Protocol,
+    /// The whole message
+    pub message: Bytes,
+    /// Whether it came before and was answered, so that the same response goes out again
+    pub retransmission: bool,
+}
+
+#[derive(Debug)]
+struct Answered {
+    at: Duration,
+    reply: ServerReply,
+}
+
+#[derive(Debug, Default)]
+struct Nonce {
+    uses: u32,
+    last_count: u32,
+}
+
+/// A response that is still to be written: its code and headers
+type Answer = (u16, Vec<(String, String)>);
+
+impl Default for TestServer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestServer {
+    /// A registrar with the settings of the type's description.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            realm: "test".to_owned(),
+            users: HashMap::new(),
+            algorithms: vec![ServerAlgorithm::Sha256, ServerAlgorithm::Md5],
+            require_auth: true,
+            grant: DEFAULT_EXPIRES,
+            min_expires: Duration::ZERO,
+            nonce_uses: u32::MAX,
+            supported: vec!["path".to_owned()],
+            ok_headers: Vec::new(),
+            faults: VecDeque::new(),
+            nonces: BTreeMap::new(),
+            counter: 0,
+            aors: HashMap::new(),
+            answered: HashMap::new(),
+            log: Vec::new(),
+            now: Duration::ZERO,
+        }
+    }
+
+    /// Sets the realm of its challenges; default `test`.
+    #[must_use]
+    pub fn realm(mut self, realm: &str) -> Self {
+        realm.clone_into(&mut self.realm);
+        self
+    }
+
+    /// Adds a user, who may register the address of record with his name as its user part.
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.insert(name.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Sets the algorithms of its challenges, in their order; default SHA-256, MD5.
+    #[must_use]
+    pub fn algorithms(mut self, algorithms: impl IntoIterator<Item = ServerAlgorithm>) -> Self {
+        self.algorithms = algorithms.into_iter().collect();
+        self
+    }
+
+    /// Sets whether requests need credentials; default `true`. Without, any address of record may be registered.
+    #[must_use]
+    pub const fn require_auth(mut self, require: bool) -> Self {
+        self.require_auth = require;
+        self
+    }
+
+    /// Sets the longest lifetime granted, in whole seconds; default 3600 s.
+    #[must_use]
+    pub const fn grant(mut self, longest: Duration) -> Self {
+        self.grant = longest;
+        self
+    }
+
+    /// Sets the lifetime below which a request gets 423, in whole seconds; default none.
+    #[must_use]
+    pub const fn min_expires(mut self, shortest: Duration) -> Self {
+        self.min_expires = shortest;
+        self
+    }
+
+    /// Sets how often a nonce is good, before `stale=true`; default without end.
+    #[must_use]
+    pub const fn nonce_uses(mut self, uses: u32) -> Self {
+        self.nonce_uses = uses;
+        self
+    }
+
+    /// Adds an option tag that may be required; default `path`. Others get 420.
+    #[must_use]
+    pub fn supports(mut self, option: &str) -> Self {
+        self.supported.push(option.to_ascii_lowercase());
+        self
+    }
+
+    /// Adds a header to each 200 to a REGISTER (Service-Route, P-Associated-URI and such).
+    #[must_use]
+    pub fn ok_header(mut self, name: &str, value: &str) -> Self {
+        self.ok_headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts a fault at the end of the queue.
+    pub fn fault(&mut self, fault: Fault) {
+        self.faults.push_back(fault);
+    }
+
+    /// The bindings of an address of record (`sip:alice@example.com`) that have not expired at the last request.
+    #[must_use]
+    pub fn bindings(&self, of: &str) -> Vec<ServerBinding> {
+        let bindings = aor(of)
+            .and_then(|aor| self.aors.get(&aor))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        bindings
+            .iter()
+            .filter(|binding| binding.expires_at > self.now)
+            .cloned()
+            .collect()
+    }
+
+    /// Forgets all bindings, as a registrar does that restarts without a database.
+    pub fn forget_bindings(&mut self) {
+        self.aors.clear();
+    }
+
+    /// All requests so far, retransmissions too.
+    #[must_use]
+    pub fn requests(&self) -> &[LoggedRequest] {
+        &self.log
+    }
+
+    /// Moves the clock, so that bindings expire; `now` counts from any one point, the same for all calls.
+    pub fn advance_to(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    /// Takes a request and gives what is to be sent for it.
+    pub fn handle(
+        &mut self,
+        now: Duration,
+        source: SocketAddr,
+        protocol: Protocol,
+        request: &[u8],
+    ) -> Vec<ServerReply> {
+        self.advance_to(now);
+        let now = self.now;
+        let message = Bytes::copy_from_slice(request);
+        let Some(request) = Request::parse(request) else {
+            return Vec::new();
+        };
+        let Some(via) = Via::top(&request) else {
+            return Vec::new();
+        };
+        let key = format!("{} {} {protocol}", request.method, via.key());
+        self.answered
+            .retain(|_, answered| now < answered.at + answered.reply.after + TRANSACTION);
+        let earlier = self.answered.get(&key);
+        self.log.push(LoggedRequest {
+            at: now,
+            source,
+            protocol,
+            message,
+            retransmission: earlier.is_some(),
+        });
+        if let Some(Answered { at, reply }) = earlier {
+            // Before its response is due, a retransmission is absorbed (RFC 3261 §17.2.2).
+            let due = now >= *at + reply.after;
+            return due
+                .then(|| ServerReply {
+                    after: Duration::ZERO,
+                    close: false,
+                    ..reply.clone()
+                })
+                .into_iter()
+                .collect();
+        }
+        if request.method == "ACK" {
+            return Vec::new();
+        }
+
+        let (mut after, mut close) = (Duration::ZERO, false);
+        let mut answer = None;
+        match self.faults.front_mut() {
+            Some(Fault::Drop(left)) => {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    self.faults.pop_front();
+                }
+                return Vec::new();
+            }
+            Some(Fault::Delay(by)) => {
+                after = *by;
+                self.faults.pop_front();
+            }
+            Some(Fault::Close) => {
+                close = true;
+                self.faults.pop_front();
+            }
+            Some(Fault::Respond {
+                after_auth: false, ..
+            }) => answer = self.scripted(),
+            Some(Fault::Respond {
+                after_auth: true, ..
+            })
+            | None => {}
+        }
+        let (code, headers) = answer.unwrap_or_else(|| {
+            self.answer(&request, source, protocol)
+                .unwrap_or_else(|refusal| refusal)
+        });
+        self.counter += 1;
+        let message = respond(
+            &request,
+            source,
+            code,
+            &format!("ts{}", self.counter),
+            &headers,
+        );
+        let reply = ServerReply {
+            after,
+            to: via.answer_to(source),
+            message,
+            close,
+        };
+        self.answered.insert(
+            key,
+            Answered {
+                at: now,
+                reply: reply.clone(),
+            },
+        );
+        vec![reply]
+    }
+
+    /// Takes the response of a fault that is first in the queue.
+    fn scripted(&mut self) -> Option<Answer> {
+        match self.faults.pop_front()? {
+            Fault::Respond { code, headers, .. } => Some((code, headers)),
+            other => {
+                self.faults.push_front(other);
+                None
+            }
+        }
+    }
+
+    /// The order of RFC 3261 §8.2 and §10.3: method, extensions, who, what, then the bindings.
+    fn answer(
+        &mut self,
+        request: &Request,
+        source: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Answer, Answer> {
+        let allow = || vec![header("Allow", "REGISTER, OPTIONS")];
+        match request.method.as_str() {
+            "REGISTER" => {}
+            "OPTIONS" => return Ok((200, allow())),
+            "CANCEL" => return Err((481, Vec::new())),
+            _ => return Err((405, allow())),
+        }
+        let refused: Vec<_> = request
+            .list("Require")
+            .into_iter()
+            .filter(|tag| !self.is_supported(tag))
+            .collect();
+        if !refused.is_empty() {
+            return Err((420, vec![header("Unsupported", &refused.join(", "))]));
+        }
+        let update = Update::read(request, source, protocol).ok_or((400, Vec::new()))?;
+        if self.require_auth {
+            let name = self.authenticate(request)?;
+            if user(&update.to).as_deref() != Some(&name) {
+                return Err((403, Vec::new()));
+            }
+        }
+        if let Some(Fault::Respond { .. }) = self.faults.front()
+            && let Some(answer) = self.scripted()
+        {
+            return Err(answer);
+        }
+        self.update(update, request)
+    }
+
+    fn is_supported(&self, tag: &str) -> bool {
+        self.supported
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(tag))
+    }
+
+    /// The user whose credentials the request carries (RFC 3261 §22.4, RFC 7616 §3.4), or the challenge.
+    fn authenticate(&mut self, request: &Request) -> Result<String, Answer> {
+        for line in request.lines("Authorization") {
+            let Some((scheme, rest)) = line.split_once(' ') else {
+                continue;
+            };
+            let params = parameters(&split(rest, ','));
+            if !scheme.eq_ignore_ascii_case("Digest")
+                || parameter(&params, "realm") != Some(&self.realm)
+            {
+                continue;
+            }
+            return match self.check(request, &params) {
+                Some(Check::Good(name)) => Ok(name),
+                Some(Check::Stale) => Err(self.challenge(true)),
+                None => Err(self.challenge(false)),
+            };
+        }
+        Err(self.challenge(false))
+    }
+
+    fn check(&mut self, request: &Request, params: &[(String, String)]) -> Option<Check> {
+        let get = |name| parameter(params, name);
+        let (name, uri, nonce, cnonce) =
+            (get("username")?, get("uri")?, get("nonce")?, get("cnonce")?);
+        let (qop, nc, response) = (get("qop")?, get("nc")?, get("response")?);
+        let token = get("algorithm").unwrap_or("MD5");
+        let algorithm = *self
+            .algorithms
+            .iter()
+            .find(|algorithm| algorithm.token().eq_ignore_ascii_case(token))?;
+        let count = u32::from_str_radix(nc, 16)
+            .ok()
+            .filter(|count| *count > 0 && nc.len() == 8)?;
+        if qop != "auth" || cnonce.is_empty() || uri != request.uri || get("opaque") != Some(OPAQUE)
+        {
+            return None;
+        }
+        let a1 = algorithm.hash(&format!("{name}:{}:{}", self.realm, self.users.get(name)?));
+        let a2 = algorithm.hash(&format!("{}:{uri}", request.method));
+        if response != algorithm.hash(&format!("{a1}:{nonce}:{nc}:{cnonce}:{qop}:{a2}")) {
+            return None;
+        }
+        // The password is right. What is wrong with the nonce from here on is stale (RFC 7616 §3.3): unknown, used
+        // up, or its count repeated.
+        let known = self
+            .nonces
+            .iter_mut()
+            .find(|(number, _)| nonce_text(**number) == nonce);
+        let Some((_, known)) = known else {
+            return Some(Check::Stale);
+        };
+        if known.uses >= self.nonce_uses || count <= known.last_count {
+            return Some(Check::Stale);
+        }
+        known.uses += 1;
+        known.last_count = count;
+        Some(Check::Good(name.to_owned()))
+    }
+
+    /// A challenge an algorithm, all with one new nonce (RFC 8760 §2.3).
+    fn challenge(&mut self, stale: bool) -> Answer {
+        self.counter += 1;
+        let number = self.counter;
+        self.nonces.insert(number, Nonce::default());
+        while self.nonces.len() > MOST_NONCES {
+            self.nonces.pop_first();
+        }
+        let (realm, nonce) = (
+            self.realm.replace('\\', r"\\").replace('"', "\\\""),
+            nonce_text(number),
+        );
+        let stale = if stale { ", stale=true" } else { "" };
+        let challenge = |algorithm: &ServerAlgorithm| {
+            let token = algorithm.token();
+            let value = format!(
+                r#"Digest realm="{realm}", nonce="{nonce}", opaque="{OPAQUE}", algorithm={token}, qop="auth"{stale}"#
+            );
+            ("WWW-Authenticate".to_owned(), value)
+        };
+        (401, self.algorithms.iter().map(challenge).collect())
+    }
+
+    /// Changes the bindings, all or nothing (RFC 3261 §10.3 steps 6 to 8).
+    fn update(&mut self, update: Update, request: &Request) -> Result<Answer, Answer> {
+        let key = aor(&update.to).ok_or((400, Vec::new()))?;
+        let now = self.now;
+        let mut bindings = self.aors.get(&key).cloned().unwrap_or_default();
+        bindings.retain(|binding| binding.expires_at > now);
+        let out_of_order = |binding: &ServerBinding| {
+            // The same Call-ID, and no later request: the update fails as a whole.
+            binding.call_id == update.call_id && binding.cseq >= update.cseq
+        };
+        match update.contacts {
+            Contacts::All => {
+                if bindings.iter().any(out_of_order) {
+                    return Err((400, Vec::new()));
+                }
+                bindings.clear();
+            }
+            Contacts::Each(contacts) => {
+                for contact in contacts {
+                    let asked = contact
+                        .expires
+                        .or(update.expires)
+                        .unwrap_or(DEFAULT_EXPIRES);
+                    if !asked.is_zero() && asked < self.min_expires {
+                        let least = self.min_expires.as_secs().to_string();
+                        return Err((423, vec![header("Min-Expires", &least)]));
+                    }
+                    let found = bindings
+                        .iter()
+                        .position(|binding| same_uri(&binding.contact, &contact.uri));
+                    if found.is_some_and(|found| bindings.get(found).is_some_and(out_of_order)) {
+                        return Err((400, Vec::new()));
+                    }
+                    let binding = ServerBinding {
+                        contact: contact.uri,
+                        parameters: contact.parameters,
+                        expires_at: now + asked.min(self.grant),
+                        call_id: update.call_id.clone(),
+                        cseq: update.cseq,
+                        source: update.source,
+                        protocol: update.protocol,
+                    };
+                    match found {
+                        Some(found) if asked.is_zero() => drop(bindings.remove(found)),
+                        Some(found) => bindings[found] = binding,
+                        None if asked.is_zero() => {}
+                        None => bindings.push(binding),
+                    }
+                }
+            }
+        }
+        let mut headers: Vec<_> = bindings
+            .iter()
+            .map(|binding| header("Contact", &binding.value(now)))
+            .collect();
+        // RFC 3327 §5.3: the Path that is stored is told.
+        headers.extend(request.lines("Path").map(|path| header("Path", path)));
+        headers.extend(self.ok_headers.iter().cloned());
+        self.aors.insert(key, bindings);
+        Ok((200, headers))
+    }
+}
+
+enum Check {
+    Good(String),
+    Stale,
+}
+
+impl ServerBinding {
+    /// As a Contact of the 200 has it.
+    fn value(&self, now: Duration) -> String {
+        let mut value = format!("<{}>", self.contact);
+        for parameter in &self.parameters {
+            value.push(';');
+            value.push_str(parameter);
+        }
+        let left = self.expires_at.saturating_sub(now);
+        format!(
+            "{value};expires={}",
+            left.as_secs() + u64::from(left.subsec_nanos() > 0)
+        )
+    }
+}
+
+/// What a REGISTER asks for
+struct Update {
+    to: String,
+    call_id: String,
+    cseq: u32,
+    expires: Option<Duration>,
+    contacts: Contacts,
+    source: SocketAddr,
+    protocol: Protocol,
+}
+
+enum Contacts {
+    /// `*`: remove all
+    All,
+    Each(Vec<AskedContact>),
+}
+
+struct AskedContact {
+    uri: String,
+    parameters: Vec<String>,
+    expires: Option<Duration>,
+}
+
+impl Update {
+    /// Reads it; `None` is a 400.
+    fn read(request: &Request, source: SocketAddr, protocol: Protocol) -> Option<Self> {
+        let (to, _) = address(request.header("To")?)?;
+        let (_, from) = address(request.header("From")?)?;
+        parameter(&from, "tag").filter(|tag| !tag.is_empty())?;
+        let mut cseq = request.header("CSeq")?.split_whitespace();
+        let number = cseq
+            .next()?
+            .parse()
+            .ok()
+            .filter(|number| *number < 1 << 31)?;
+        if cseq.next() != Some(&request.method) {
+            return None;
+        }
+        let expires = request.header("Expires").map(seconds);
+        let values = request.list("Contact");
+        let contacts = if values.iter().any(|value| value == "*") {
+            // RFC 3261 §10.2.2: alone, and with Expires: 0.
+            if values.len() > 1 || expires != Some(Duration::ZERO) {
+                return None;
+            }
+            Contacts::All
+        } else {
+            Contacts::Each(
+                values
+                    .iter()
+                    .map(|value| AskedContact::read(value))
+                    .collect::<Option<_>>()?,
+            )
+        };
+        let call_id = request
+            .header("Call-ID")
+            .filter(|id| !id.is_empty())?
+            .to_owned();
+        Some(Self {
+            to,
+            call_id,
+            cseq: number,
+            expires,
+            contacts,
+            source,
+            protocol,
+        })
+    }
+}
+
+impl AskedContact {
+    fn read(value: &str) -> Option<Self> {
+        let (uri, known) = address(value)?;
+        let is_expires = |part: &String| {
+            part.split('=')
+                .next()
+                .is_some_and(|name| name.trim().eq_ignore_ascii_case("expires"))
+        };
+        let parameters = split(value, ';')
+            .into_iter()
+            .skip(1)
+            .filter(|part| !is_expires(part))
+            .collect();
+        Some(Self {
+            uri,
+            parameters,
+            expires: parameter(&known, "expires").map(seconds),
+        })
+    }
+}
+
+/// A lifetime; what is malformed counts as 3600 s (RFC 3261 §10.3 step 6).
+fn seconds(text: &str) -> Duration {
+    text.trim()
+        .parse::<u32>()
+        .map_or(DEFAULT_EXPIRES, |seconds| {
+            Duration::from_secs(seconds.into())
+        })
+}
+
+fn header(name: &str, value: &str) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+/// A nonce that looks like one, though a test needs no secret in it.
+fn nonce_text(number: u64) -> String {
+    ServerAlgorithm::Md5.hash(&format!("nonce {number}"))
+}
+
+/// The lifetime where a request asks for none
+const DEFAULT_EXPIRES: Duration = Duration::from_secs(3600);
+/// How long a response is kept for retransmissions: timer J (RFC 3261 §17.2.2)
+const TRANSACTION: Duration = Duration::from_secs(32);
+/// Nonces kept; older ones are stale
+const MOST_NONCES: usize = 1024;
+/// What a client has to send back as it is (RFC 7616 §3.4)
+const OPAQUE: &str = "testserver";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// A client as plain as can be: it sends what it is told.
+    struct Client {
+        server: TestServer,
+        now: Duration,
+        cseq: u32,
+    }
+
+    impl Client {
+        fn of(server: TestServer) -> Self {
+            Self {
+                server,
+                now: Duration::ZERO,
+                cseq: 0,
+            }
+        }
+
+        fn open(server: TestServer) -> Self {
+            Self::of(server.require_auth(false))
+        }
+
+        fn replies(&mut self, cseq: u32, headers: &str) -> Vec<ServerReply> {
+            let request = format!(
+                "REGISTER sip:test SIP/2.0\r\nVia: SIP/2.0/UDP 10.0.0.1:5060;rport;branch=z9hG4bK{cseq}-{}\r\n\
+                 f: <sip:alice@test>;tag=1\r\nt: <sip:alice@test>\r\ni: c\r\nCSeq: {cseq} REGISTER\r\n{headers}\r\n",
+                headers.len()
+            );
+            let source = "192.0.2.1:4000".parse().unwrap();
+            self.server
+                .handle(self.now, source, Protocol::Udp, request.as_bytes())
+        }
+
+        fn sends(&mut self, headers: &str) -> String {
+            self.cseq += 1;
+            let replies = self.replies(self.cseq, headers);
+            replies
+                .first()
+                .map(|reply| String::from_utf8_lossy(&reply.message).into_owned())
+                .unwrap_or_default()
+        }
+
+        fn code(&mut self, headers: &str) -> String {
+            self.sends(headers)
+                .get(8..11)
+                .unwrap_or_default()
+                .to_owned()
+        }
+
+        fn contacts(&self) -> Vec<String> {
+            self.server
+                .bindings("sip:alice@test")
+                .into_iter()
+                .map(|binding| binding.contact)
+                .collect()
+        }
+    }
+
+    fn value<'a>(challenge: &'a str, name: &str) -> &'a str {
+        let start = challenge.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
+        challenge[start..].split('"').next().unwrap()
+    }
+
+    /// Credentials of alice for `challenge`.
+    fn credentials(
+        algorithm: ServerAlgorithm,
+        challenge: &str,
+        password: &str,
+        count: u32,
+    ) -> String {
+        let (nonce, realm, token) = (
+            value(challenge, "nonce"),
+            value(challenge, "realm"),
+            algorithm.token(),
+        );
+        let ha1 = algorithm.hash(&format!("alice:{realm}:{password}"));
+        let ha2 = algorithm.hash("REGISTER:sip:test");
+        let response = algorithm.hash(&format!("{ha1}:{nonce}:{count:08x}:cn:auth:{ha2}"));
+        format!(
+            "Authorization: Digest username=\"alice\", realm=\"{realm}\", nonce=\"{nonce}\", uri=\"sip:test\", \
+             response=\"{response}\", algorithm={token}, cnonce=\"cn\", opaque=\"testserver\", qop=auth, nc={count:08x}\r\n"
+        )
+    }
+
+    const CONTACT: &str = "m: <sip:alice@10.0.0.1:5060;line=a>;q=0.5;Expires=60\r\n";
+
+    #[test]
+    fn a_binding_is_stored_told_refreshed_and_expires() {
+        let mut client = Client::open(TestServer::new().grant(secs(50)));
+        let answer = client.sends(CONTACT);
+        assert!(
+            answer.contains("\r\nContact: <sip:alice@10.0.0.1:5060;line=a>;q=0.5;expires=50\r\n"),
+            "{answer}"
+        );
+        assert!(
+            answer.contains(";rport=4000;branch=z9hG4bK1-")
+                && answer.contains(";received=192.0.2.1\r\n"),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("\r\nTo: <sip:alice@test>;tag=ts"),
+            "{answer}"
+        );
+        client.now = secs(40);
+        assert!(client.sends("").contains(";expires=10\r\n"));
+        assert!(client.sends(CONTACT).contains(";expires=50\r\n"));
+        client.now = secs(89);
+        assert!(client.sends("").contains(";expires=1\r\n"));
+        client.now = secs(90);
+        assert!(!client.sends("").contains("Contact"));
+        assert_eq!(client.contacts().len(), 0);
+    }
+
+    #[test]
+    fn several_bindings_go_one_by_one_or_all_at_once() {
+        let mut client = Client::open(TestServer::new());
+        client.sends("Contact: <sip:a@h>, \"x, y\" <sip:b@h>\r\nContact: sip:c@h;expires=9\r\n");
+        assert_eq!(client.contacts(), ["sip:a@h", "sip:b@h", "sip:c@h"]);
+        client.sends("Contact: <sip:b@h>;expires=0\r\n");
+        assert_eq!(client.contacts(), ["sip:a@h", "sip:c@h"]);
+        assert_eq!(client.code("Contact: *\r\n"), "400");
+        assert_eq!(
+            client.code("Contact: *, <sip:a@h>\r\nExpires: 0\r\n"),
+            "400"
+        );
+        assert_eq!(client.code("Contact: *\r\nExpires: 0\r\n"), "200");
+        assert_eq!(client.contacts().len(), 0);
+    }
+
+    #[test]
+    fn an_update_out_of_order_fails_as_a_whole() {
+        let mut client = Client::open(TestServer::new());
+        client.cseq = 5;
+        client.sends("Contact: <sip:a@h>\r\n");
+        client.cseq = 4;
+        assert_eq!(client.code("Contact: <sip:new@h>, <sip:a@h>\r\n"), "400");
+        client.cseq = 4;
+        assert_eq!(client.code("Contact: *\r\nExpires: 0\r\n"), "400");
+        assert_eq!(client.contacts(), ["sip:a@h"]);
+    }
+
+    #[test]
+    fn a_lifetime_that_is_too_short_is_refused_with_the_least() {
+        let mut client = Client::open(TestServer::new().min_expires(secs(120)));
+        let answer = client.sends(CONTACT);
+        assert!(
+            answer.starts_with("SIP/2.0 423 ") && answer.contains("\r\nMin-Expires: 120\r\n"),
+            "{answer}"
+        );
+        assert_eq!(client.code("Contact: <sip:a@h>;expires=120\r\n"), "200");
+        assert_eq!(client.code("Contact: <sip:a@h>;expires=0\r\n"), "200");
+    }
+
+    #[test]
+    fn good_credentials_are_taken_with_each_algorithm_and_bad_ones_are_not() {
+        for algorithm in [
+            ServerAlgorithm::Md5,
+            ServerAlgorithm::Sha256,
+            ServerAlgorithm::Sha512_256,
+        ] {
+            let server = TestServer::new()
+                .realm("a \"b\"")
+                .realm("r")
+                .user("alice", "secret")
+                .algorithms([algorithm]);
+            let mut client = Client::of(server);
+            let challenge = client.sends(CONTACT);
+            assert!(
+                challenge.starts_with("SIP/2.0 401 ") && !challenge.contains("stale"),
+                "{challenge}"
+            );
+            assert_eq!(
+                client.code(&credentials(algorithm, &challenge, "wrong", 1)),
+                "401"
+            );
+            let good = credentials(algorithm, &challenge, "secret", 1) + CONTACT;
+            assert_eq!(client.code(&good), "200");
+            let replayed = client.sends(&good);
+            assert!(replayed.contains("stale=true"), "{replayed}");
+            assert_eq!(
+                client.code(&credentials(algorithm, &challenge, "secret", 2)),
+                "200"
+            );
+        }
+    }
+
+    #[test]
+    fn a_nonce_wears_out_and_another_is_stale() {
+        let mut client = Client::of(TestServer::new().user("alice", "secret").nonce_uses(1));
+        let challenge = client.sends("");
+        assert_eq!(challenge.matches("WWW-Authenticate: Digest").count(), 2);
+        assert_eq!(
+            client.code(&credentials(
+                ServerAlgorithm::Sha256,
+                &challenge,
+                "secret",
+                1
+            )),
+            "200"
+        );
+        let worn = client.sends(&credentials(
+            ServerAlgorithm::Sha256,
+            &challenge,
+            "secret",
+            2,
+        ));
+        assert!(
+            worn.starts_with("SIP/2.0 401 ") && worn.contains("stale=true"),
+            "{worn}"
+        );
+        assert_eq!(
+            client.code(&credentials(ServerAlgorithm::Md5, &worn, "secret", 1)),
+            "200"
+        );
+    }
+
+    #[test]
+    fn faults_come_in_their_order() {
+        let mut client = Client::open(TestServer::new());
+        client
+            .server
+            .fault(Fault::respond(503).header("Retry-After", "7"));
+        client.server.fault(Fault::Drop(2));
+        client.server.fault(Fault::Delay(secs(3)));
+        assert!(client.sends(CONTACT).contains("\r\nRetry-After: 7\r\n"));
+        assert_eq!(
+            (client.sends(CONTACT), client.sends(CONTACT)),
+            (String::new(), String::new())
+        );
+        assert_eq!(client.replies(10, CONTACT)[0].after, secs(3));
+        client.now = secs(1);
+        assert_eq!(client.replies(10, CONTACT), []);
+        client.now = secs(3);
+        assert_eq!(client.replies(10, CONTACT)[0].after, Duration::ZERO);
+        assert_eq!(client.server.requests().len(), 6);
+    }
+
+    #[test]
+    fn a_fault_after_authentication_waits_for_it() {
+        let mut client = Client::of(TestServer::new().user("alice", "secret"));
+        client.server.fault(Fault::respond(500).after_auth());
+        let challenge = client.sends(CONTACT);
+        assert!(challenge.starts_with("SIP/2.0 401 "));
+        assert_eq!(
+            client.code(&credentials(ServerAlgorithm::Md5, &challenge, "secret", 1)),
+            "500"
+        );
+        assert_eq!(
+            client.code(&credentials(ServerAlgorithm::Md5, &challenge, "secret", 2)),
+            "200"
+        );
+    }
+
+    #[test]
+    fn what_is_required_and_unknown_is_refused() {
+        let mut client = Client::open(TestServer::new().supports("gruu"));
+        let answer = client.sends("Require: gruu, mediasec\r\n");
+        assert!(
+            answer.starts_with("SIP/2.0 420 ") && answer.contains("\r\nUnsupported: mediasec\r\n"),
+            "{answer}"
+        );
+        assert_eq!(client.code("Require: path\r\n"), "200");
+    }
+
+    #[test]
+    fn garbage_gets_no_answer() {
+        let mut server = TestServer::new();
+        for garbage in [
+            &b"\r\n\r\n"[..],
+            b"",
+            b"\xff\xfe",
+            b"REGISTER sip:a SIP/2.0\r\nVia: x\r\n\r\n",
+        ] {
+            assert_eq!(
+                server.handle(
+                    secs(0),
+                    "192.0.2.1:1".parse().unwrap(),
+                    Protocol::Udp,
+                    garbage
+                ),
+                []
+            );
+        }
+    }
+}

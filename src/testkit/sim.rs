@@ -2,8 +2,8 @@
 
 use super::message::{Reply, SentRequest};
 use crate::{
-    Answer, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, Pool, PoolOutput, Protocol, Received, Registration,
-    RegistrationId, Removal, Request, ResolveError, Secret, Status, Target,
+    Answer, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, Pool, PoolOutput, Protocol,
+    Received, Registration, RegistrationId, Removal, Request, ResolveError, Secret, Status, Target,
 };
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
@@ -67,7 +67,10 @@ impl Sim {
         let mut pool = Pool::new(&mut entropy);
         pool.add_transport("udp", &[Protocol::Udp]);
         pool.add_transport("tcp", &[Protocol::Tcp]);
-        #[expect(clippy::disallowed_methods, reason = "an Instant can be had no other way; only differences matter")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an Instant can be had no other way; only differences matter"
+        )]
         let start = Instant::now();
         let mut sim = Self {
             pool,
@@ -101,7 +104,11 @@ impl Sim {
         let register = sim.sent();
         sim.start = sim.now;
         sim.reply(&register, Reply::granted(granted.as_secs() as u32));
-        assert!(sim.status().is_registered(), "not registered: {:?}", sim.events);
+        assert!(
+            sim.status().is_registered(),
+            "not registered: {:?}",
+            sim.events
+        );
         sim.events.clear();
         sim
     }
@@ -179,7 +186,9 @@ impl Sim {
     /// Time from now to the next thing that is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.pool.deadline().map(|at| at.saturating_duration_since(self.now))
+        self.pool
+            .deadline()
+            .map(|at| at.saturating_duration_since(self.now))
     }
 
     /// The next request that went out.
@@ -237,7 +246,12 @@ impl Sim {
     pub fn with<T>(&mut self, act: impl FnOnce(&mut Pool, &mut Cx<'_, PoolOutput>) -> T) -> T {
         let mut out = Vec::new();
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.elapsed();
-        let mut cx = Cx { now: self.now, wall, entropy: &mut self.entropy, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            wall,
+            entropy: &mut self.entropy,
+            out: &mut out,
+        };
         let result = act(&mut self.pool, &mut cx);
         for output in out {
             self.carry_out(output);
@@ -248,18 +262,34 @@ impl Sim {
     fn carry_out(&mut self, output: PoolOutput) {
         match output {
             PoolOutput::Resolve(host) => {
-                let found = self.names.get(&*host).cloned().unwrap_or_else(|| Ok(vec![IpAddr::from([192, 0, 2, 9])]));
+                let found = self
+                    .names
+                    .get(&*host)
+                    .cloned()
+                    .unwrap_or_else(|| Ok(vec![IpAddr::from([192, 0, 2, 9])]));
                 self.with(|pool, cx| pool.resolved(cx, &host, found.map(Answer::new)));
             }
             PoolOutput::Open { flow, target, .. } => {
                 let result = match self.refusals.pop_front() {
                     Some(error) => Err(error),
                     None => {
-                        let ip = if target.address().is_ipv6() { "[2001:db8::1]" } else { "192.0.2.1" };
-                        let port = if target.protocol().is_reliable() { 40_000 + flow.number() } else { 5060 };
+                        let ip = if target.address().is_ipv6() {
+                            "[2001:db8::1]"
+                        } else {
+                            "192.0.2.1"
+                        };
+                        let port = if target.protocol().is_reliable() {
+                            40_000 + flow.number()
+                        } else {
+                            5060
+                        };
                         let local = format!("{ip}:{port}").parse().expect("an address");
                         self.flows.insert(flow, target.clone());
-                        Ok(Arc::new(FlowInfo::new(target.protocol(), local, target.address())))
+                        Ok(Arc::new(FlowInfo::new(
+                            target.protocol(),
+                            local,
+                            target.address(),
+                        )))
                     }
                 };
                 self.with(|pool, cx| pool.opened(cx, flow, result));
@@ -267,7 +297,11 @@ impl Sim {
             PoolOutput::Close(flow) => self.closed.push(flow),
             PoolOutput::Send { flow, message } => {
                 let request = Request::parse(message).expect("what we write can be read");
-                let target = self.flows.get(&flow).cloned().expect("a flow that was opened");
+                let target = self
+                    .flows
+                    .get(&flow)
+                    .cloned()
+                    .expect("a flow that was opened");
                 self.sent.push_back(SentRequest::new(request, flow, target));
             }
             PoolOutput::Credentials { id, op, .. } => {
@@ -297,7 +331,10 @@ impl Sim {
 
     /// What became of removals since the last call.
     pub fn removals(&mut self) -> Vec<Removal> {
-        self.removals.drain(..).map(|(_, removal)| removal).collect()
+        self.removals
+            .drain(..)
+            .map(|(_, removal)| removal)
+            .collect()
     }
 
     /// Messages that were not ours since the last call.
@@ -316,6 +353,8 @@ impl Sim {
     /// When it is gone.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.pool.status(self.id()).expect("the registration was removed")
+        self.pool
+            .status(self.id())
+            .expect("the registration was removed")
     }
 }

@@ -20,8 +20,16 @@ pub struct CredentialsQuery {
 impl CredentialsQuery {
     /// A question, for a test of a provider.
     #[must_use]
-    pub fn new(realm: impl Into<Arc<str>>, username: impl Into<Arc<str>>, algorithms: &[Algorithm]) -> Self {
-        Self { realm: realm.into(), username: username.into(), algorithms: algorithms.into() }
+    pub fn new(
+        realm: impl Into<Arc<str>>,
+        username: impl Into<Arc<str>>,
+        algorithms: &[Algorithm],
+    ) -> Self {
+        Self {
+            realm: realm.into(),
+            username: username.into(),
+            algorithms: algorithms.into(),
+        }
     }
 }
 

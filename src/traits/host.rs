@@ -19,7 +19,10 @@ impl Match {
     /// A match, for a mock of [`Registrar`](crate::Registrar).
     #[must_use]
     pub const fn new(registration: RegistrationId, endpoint: Option<Arc<str>>) -> Self {
-        Self { registration, endpoint }
+        Self {
+            registration,
+            endpoint,
+        }
     }
 }
 
@@ -41,7 +44,12 @@ impl InboundMessage {
     /// A message from `source`, for a test of a [`Host`].
     #[must_use]
     pub const fn new(source: SocketAddr, message: Bytes) -> Self {
-        Self { message, flow: None, source, registration: None }
+        Self {
+            message,
+            flow: None,
+            source,
+            registration: None,
+        }
     }
 
     /// The message read as a request.

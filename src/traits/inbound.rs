@@ -22,7 +22,11 @@ impl Received {
     /// A message from `source`, on no known flow.
     #[must_use]
     pub const fn new(source: SocketAddr, message: Bytes) -> Self {
-        Self { flow: None, source, message }
+        Self {
+            flow: None,
+            source,
+            message,
+        }
     }
 
     /// Names the flow it came on.
@@ -34,7 +38,10 @@ impl Received {
 }
 
 /// What a transport tells its [`Inbound`]
-#[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only the agent makes one"))]
+#[cfg_attr(
+    not(feature = "tokio"),
+    expect(dead_code, reason = "only the agent makes one")
+)]
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Received(Vec<Received>),
@@ -62,9 +69,16 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only the agent makes one"))]
+    #[cfg_attr(
+        not(feature = "tokio"),
+        expect(dead_code, reason = "only the agent makes one")
+    )]
     pub(crate) fn new(tag: Arc<str>, sink: Arc<dyn Sink>, next_flow: Arc<AtomicU64>) -> Self {
-        Self { tag, sink, next_flow }
+        Self {
+            tag,
+            sink,
+            next_flow,
+        }
     }
 
     /// Whether `message` is a response to a request of this agent; a host that shares its socket asks this first.
@@ -86,7 +100,9 @@ impl Inbound {
     /// Hands over a batch, and waits while the agent is busy; `batch` is empty afterwards. For streams.
     pub async fn received(&self, batch: &mut Vec<Received>) {
         if !batch.is_empty() {
-            self.sink.deliver(Arrival::Received(std::mem::take(batch))).await;
+            self.sink
+                .deliver(Arrival::Received(std::mem::take(batch)))
+                .await;
         }
     }
 
@@ -111,6 +127,8 @@ impl Inbound {
 
 impl fmt::Debug for Inbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbound").field("tag", &self.tag).finish_non_exhaustive()
+        f.debug_struct("Inbound")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
     }
 }

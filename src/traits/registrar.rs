@@ -28,7 +28,11 @@ pub trait Registrar: Send + Sync + Debug {
     /// Adds a registration and starts it, after its initial delay.
     async fn register(&self, registration: Registration) -> Result<RegistrationId, RegisterError>;
     /// Replaces the configuration; what the change causes is returned.
-    async fn reconfigure(&self, id: RegistrationId, to: Registration) -> Result<Change, RegisterError>;
+    async fn reconfigure(
+        &self,
+        id: RegistrationId,
+        to: Registration,
+    ) -> Result<Change, RegisterError>;
     /// Sends a REGISTER at once (D20).
     async fn refresh(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// Un-REGISTER, then REGISTER: the reference's `pjsip send register` (D20).
@@ -48,7 +52,12 @@ pub trait Registrar: Send + Sync + Debug {
     /// Removes every binding of the AOR, other devices' too (`Contact: *`, RFC 3261 §10.2.2).
     async fn remove_all(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// Sends nothing for this registration until `until`, or until [`resume`](Self::resume) (D20).
-    async fn pause(&self, id: RegistrationId, until: Option<Instant>, unregister: bool) -> Result<(), RegisterError>;
+    async fn pause(
+        &self,
+        id: RegistrationId,
+        until: Option<Instant>,
+        unregister: bool,
+    ) -> Result<(), RegisterError>;
     /// Ends a pause.
     async fn resume(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// Lets a registration that ended with refused credentials try again (D6).

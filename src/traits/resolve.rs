@@ -36,7 +36,10 @@ impl Answer {
     /// An answer that may be kept for 60 s until [`with_ttl`](Self::with_ttl) says otherwise.
     #[must_use]
     pub const fn new(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, ttl: Duration::from_secs(60) }
+        Self {
+            addresses,
+            ttl: Duration::from_secs(60),
+        }
     }
 
     /// Sets how long the answer may be kept.

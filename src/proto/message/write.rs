@@ -36,9 +36,17 @@ pub(crate) struct Parts<'a> {
 }
 
 /// The Contact URI for a flow.
-pub(crate) fn contact_uri(registration: &Registration, info: &FlowInfo, line: Option<&str>) -> String {
+pub(crate) fn contact_uri(
+    registration: &Registration,
+    info: &FlowInfo,
+    line: Option<&str>,
+) -> String {
     let mut uri = String::with_capacity(64);
-    uri.push_str(if registration.is_sips() { "sips:" } else { "sip:" });
+    uri.push_str(if registration.is_sips() {
+        "sips:"
+    } else {
+        "sip:"
+    });
     if let Some(user) = registration.contact_user().as_str() {
         uri.push_str(user);
         uri.push('@');
@@ -69,10 +77,17 @@ pub(crate) fn request_line(registration: &Registration) -> (Cow<'_, str>, Vec<St
     match registration.first_route() {
         Some(first) if !first.has_param("lr") => {
             let last = format!("<{server}>");
-            let rest = routes.skip(1).map(ToString::to_string).chain([last]).collect();
+            let rest = routes
+                .skip(1)
+                .map(ToString::to_string)
+                .chain([last])
+                .collect();
             (Cow::Owned(first.as_str().to_owned()), rest)
         }
-        _ => (Cow::Borrowed(server), routes.map(ToString::to_string).collect()),
+        _ => (
+            Cow::Borrowed(server),
+            routes.map(ToString::to_string).collect(),
+        ),
     }
 }
 
@@ -89,7 +104,11 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
         out.put_slice(b"\r\n");
     };
     line(format_args!("REGISTER {uri} SIP/2.0"));
-    let alias = if policy.via_alias && parts.info.protocol().is_reliable() { ";alias" } else { "" };
+    let alias = if policy.via_alias && parts.info.protocol().is_reliable() {
+        ";alias"
+    } else {
+        ""
+    };
     line(format_args!(
         "Via: SIP/2.0/{} {};rport;branch={}{alias}",
         parts.info.protocol(),
@@ -109,12 +128,18 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
         Some("path").filter(|_| registration.support_path() && parts.path),
         Some("outbound").filter(|_| registration.support_outbound() && parts.outbound),
     ];
-    let supported: Vec<&str> =
-        tokens.into_iter().flatten().chain(registration.supported().iter().map(AsRef::as_ref)).collect();
+    let supported: Vec<&str> = tokens
+        .into_iter()
+        .flatten()
+        .chain(registration.supported().iter().map(AsRef::as_ref))
+        .collect();
     if !supported.is_empty() {
         line(format_args!("Supported: {}", supported.join(", ")));
     }
-    for (name, tokens) in [("Require", registration.require()), ("Proxy-Require", registration.proxy_require())] {
+    for (name, tokens) in [
+        ("Require", registration.require()),
+        ("Proxy-Require", registration.proxy_require()),
+    ] {
         if !tokens.is_empty() {
             let tokens: Vec<&str> = tokens.iter().map(AsRef::as_ref).collect();
             line(format_args!("{name}: {}", tokens.join(", ")));
@@ -127,7 +152,10 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
         ContactForm::Ours(expires) => {
             let params = registration.contact_header_params().unwrap_or_default();
             let semicolon = if params.is_empty() { "" } else { ";" };
-            line(format_args!("Contact: <{}>{semicolon}{params}", parts.contact_uri));
+            line(format_args!(
+                "Contact: <{}>{semicolon}{params}",
+                parts.contact_uri
+            ));
             // 4294967295 means "no Expires header", which only `Policy::asterisk()` lets through.
             if expires != u32::MAX {
                 line(format_args!("Expires: {expires}"));
@@ -148,7 +176,9 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     for (name, value) in registration.headers() {
         line(format_args!("{name}: {value}"));
     }
-    let agent = registration.user_agent().unwrap_or(concat!("sip-registration/", env!("CARGO_PKG_VERSION")));
+    let agent = registration
+        .user_agent()
+        .unwrap_or(concat!("sip-registration/", env!("CARGO_PKG_VERSION")));
     line(format_args!("User-Agent: {agent}"));
     line(format_args!("Content-Length:  0"));
     out.put_slice(b"\r\n");

@@ -106,7 +106,7 @@ fn the_answer_is_the_hash_of_what_is_in_it() {
         ANSWER
     );
     let line = script.send();
-    let ha1 = super::super::hash(Algorithm::Sha256, &["alice", "r", "secret"]);
+    let ha1 = crate::proto::digest::response::hash(Algorithm::Sha256, &["alice", "r", "secret"]);
     let expected = Answer {
         algorithm: Algorithm::Sha256,
         sess: false,
@@ -587,7 +587,7 @@ fn rspauth_is_checked() {
         let line = script.send();
         script.sessions.accepted();
         let h = |text: String| {
-            super::super::hash(Algorithm::Sha256, &[text.as_str()])
+            crate::proto::digest::response::hash(Algorithm::Sha256, &[text.as_str()])
                 .as_str()
                 .to_owned()
         };

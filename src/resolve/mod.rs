@@ -1,0 +1,5 @@
+//! The built-in resolvers.
+
+mod system;
+
+pub use system::SystemResolver;
