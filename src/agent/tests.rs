@@ -29,7 +29,7 @@ async fn agent() -> (Agent, Wire) {
 async fn registered() -> (Agent, Wire, RegistrationHandle, MockRequest) {
     let (agent, mut wire) = agent().await;
     let handle = agent.add(account()).await.unwrap();
-    let register = wire.next_request().await.unwrap();
+    let register = wire.next_request().await;
     wire.reply(&register, 200).send().await;
     handle.registered().await.unwrap();
     (agent, wire, handle, register)
@@ -53,7 +53,7 @@ async fn a_wrong_password_ends_the_wait_for_a_binding() {
     let handle = agent.add(account()).await.unwrap();
     let answering = tokio::spawn(async move {
         loop {
-            let Some(register) = wire.next_request().await else { return };
+            let register = wire.next_request().await;
             wire.reply(&register, 401)
                 .header("WWW-Authenticate", REALM)
                 .send()
@@ -78,7 +78,7 @@ async fn a_wrong_password_ends_the_wait_for_a_binding() {
 async fn a_lost_flow_registers_again_on_a_new_one() {
     let (_agent, mut wire, _handle, first) = registered().await;
     wire.fail(first.flow(), FlowError::Reset).await;
-    let second = wire.next_request().await.unwrap();
+    let second = wire.next_request().await;
     assert_ne!(second.flow(), first.flow());
     assert_eq!(second.call_id(), first.call_id());
 }
@@ -92,7 +92,7 @@ async fn shutdown_tells_the_fate_of_each_binding_and_ends_the_streams() {
         let fates = agent.shutdown(Duration::from_secs(5)).await;
         (agent, fates)
     });
-    let unregister = wire.next_request().await.unwrap();
+    let unregister = wire.next_request().await;
     wire.reply(&unregister, 200).send().await;
     let (agent, fates) = closing.await.unwrap();
     assert_eq!(fates, [(id, Removal::Removed)]);
@@ -121,7 +121,7 @@ async fn concurrent_unregisters_all_hear_of_the_one_that_is_sent_and_a_refresh_s
     let (_agent, mut wire, handle, _) = registered().await;
     let other = handle.clone();
     let answering = async {
-        let unregister = wire.next_request().await.unwrap();
+        let unregister = wire.next_request().await;
         wire.reply(&unregister, 200).send().await;
     };
     let within = Duration::from_secs(5);
@@ -134,7 +134,7 @@ async fn concurrent_unregisters_all_hear_of_the_one_that_is_sent_and_a_refresh_s
     assert_matches!(handle.registered().await, Err(_));
     assert!(wire.try_request().is_none());
     handle.refresh().await.unwrap();
-    let register = wire.next_request().await.unwrap();
+    let register = wire.next_request().await;
     wire.reply(&register, 200).send().await;
     handle.registered().await.unwrap();
 }
@@ -150,7 +150,7 @@ async fn a_foreign_request_is_answered_unless_somebody_reads_messages() {
         )
     };
     wire.push(&register, request("OPTIONS")).await;
-    let answer = wire.next_response().await.unwrap();
+    let answer = wire.next_response().await;
     assert_eq!(answer.code(), 200);
     assert_eq!(answer.via_count(), 2);
     let via = answer.via().unwrap();
@@ -161,7 +161,7 @@ async fn a_foreign_request_is_answered_unless_somebody_reads_messages() {
     assert!(answer.tag_of("To").is_some());
     wire.push_from(register.target().address(), request("INVITE"))
         .await;
-    assert_eq!(wire.next_response().await.unwrap().code(), 480);
+    assert_eq!(wire.next_response().await.code(), 480);
 
     let mut messages = agent.messages();
     wire.push(&register, request("MESSAGE")).await;
@@ -171,7 +171,7 @@ async fn a_foreign_request_is_answered_unless_somebody_reads_messages() {
     drop((messages, handle));
     wire.push(&register, request("ACK")).await;
     wire.push(&register, request("BYE")).await;
-    assert_eq!(wire.next_response().await.unwrap().cseq().unwrap().1, "BYE");
+    assert_eq!(wire.next_response().await.cseq().unwrap().1, "BYE");
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,7 +181,7 @@ async fn a_message_that_a_full_flow_did_not_take_is_sent_soon_after() {
     wire.full_next_send();
     let start = SystemClock::new().now();
     agent.add(account()).await.unwrap();
-    wire.next_request().await.unwrap();
+    wire.next_request().await;
     let took = SystemClock::new().now() - start;
     assert!(
         took >= 2 * FULL_RETRY && took < Duration::from_millis(100),
@@ -290,7 +290,7 @@ async fn a_wall_clock_that_ran_ahead_ages_the_lease() {
         .await
         .unwrap();
     let handle = agent.add(account()).await.unwrap();
-    let register = wire.next_request().await.unwrap();
+    let register = wire.next_request().await;
     wire.reply(&register, 200).send().await;
     handle.registered().await.unwrap();
     tokio::time::sleep(Duration::from_secs(120)).await;

@@ -165,9 +165,13 @@ impl Flow for MockFlow {
 }
 
 impl Wire {
-    /// Waits for the next request; none when the agent has ended.
-    pub async fn next_request(&mut self) -> Option<MockRequest> {
-        self.requests.recv().await
+    /// Waits for the next request; for ever where none comes, so put a timeout around it where that is the question.
+    pub async fn next_request(&mut self) -> MockRequest {
+        // This end keeps the channel open itself.
+        match self.requests.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
     }
 
     /// The next request, where one was sent already.
@@ -175,9 +179,12 @@ impl Wire {
         self.requests.try_recv().ok()
     }
 
-    /// Waits for the next response that the agent gives to what was [pushed](Self::push); none when it has ended.
-    pub async fn next_response(&mut self) -> Option<Response> {
-        self.responses.recv().await
+    /// Waits for the next response that the agent gives to what was [pushed](Self::push).
+    pub async fn next_response(&mut self) -> Response {
+        match self.responses.recv().await {
+            Some(response) => response,
+            None => std::future::pending().await,
+        }
     }
 
     /// A response to a request; a 2xx to a REGISTER grants what was asked for, with the Contact that was sent.
