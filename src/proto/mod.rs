@@ -20,6 +20,7 @@ pub use event::{
     Activity, Binding, Event, Exchange, Failure, LeaseStatus, ReferenceStatus, Registered, Removal,
     Status, Warning,
 };
+#[cfg(feature = "tokio")]
 pub(crate) use flow_info::host_port;
 pub use flow_info::{FlowError, FlowInfo, Protocol, Target};
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
