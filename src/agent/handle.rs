@@ -1,7 +1,7 @@
 //! What applications hold: the agent, and a handle for each registration.
 
+use super::actor::{Core, Outcome};
 use super::events::{Events, Messages, Told};
-use super::{Core, Outcome};
 use crate::{
     AgentBuilder, Change, Failure, Flow, FlowError, InboundMessage, Input, Match, RegisterError,
     Registered, Registrar, Registration, RegistrationId, Removal, Status,

@@ -1,9 +1,15 @@
 //! The agent over a mock wire, in paused time.
 
-use super::*;
+use super::actor::FULL_RETRY;
+use super::events::ROOM;
 use crate::testkit::{MockRequest, MockTransport, Wire};
+use crate::*;
 use crate::{Credentials, Registrar};
 use assert_matches::assert_matches;
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime};
 
 const REALM: &str = "Digest realm=\"example.com\", nonce=\"n\", qop=\"auth\"";
 

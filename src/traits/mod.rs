@@ -5,6 +5,7 @@ mod host;
 mod inbound;
 mod registrar;
 mod resolve;
+mod shared;
 mod transport;
 
 pub use credentials::{CredentialProvider, CredentialsQuery};

@@ -1,0 +1,234 @@
+//! How an agent is put together.
+
+use super::actor::{ARRIVALS, Core, FIRST_ACCEPTED, Queue};
+use super::clock::{Clock, SystemClock};
+use super::events::ROOM;
+use super::handle::Agent;
+use crate::{
+    CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver,
+    SystemResolver, TcpTransport, Transport, TransportConfig, UdpTransport,
+};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
+/// Why an agent could not start
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// No transport was given.
+    #[error("no transport: call `system_transports` or `transport`")]
+    NoTransport,
+    /// Two transports have this name.
+    #[error("two transports named {0:?}")]
+    DuplicateTransport(Arc<str>),
+    /// A transport could not be bound or started.
+    #[error("transport {name:?} could not start")]
+    Transport {
+        /// Its name
+        name: Arc<str>,
+        /// Why
+        source: FlowError,
+    },
+    /// The operating system gave no random bytes.
+    #[error("no entropy from the operating system: {0}")]
+    Entropy(Arc<str>),
+}
+
+/// Puts an [`Agent`] together
+#[must_use]
+pub struct AgentBuilder {
+    transports: Vec<(Arc<str>, Arc<dyn Transport>)>,
+    system_transports: bool,
+    resolver: Option<Arc<dyn Resolver>>,
+    credentials: Option<Arc<dyn CredentialProvider>>,
+    host: Option<Arc<dyn Host>>,
+    clock: Arc<dyn Clock>,
+    seed: Option<[u8; 32]>,
+}
+
+impl AgentBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            transports: Vec::new(),
+            system_transports: false,
+            resolver: None,
+            credentials: None,
+            host: None,
+            clock: Arc::new(SystemClock::new()),
+            seed: None,
+        }
+    }
+
+    /// Adds a transport under the name that the option `transport` uses; the first that speaks a protocol is the default for it.
+    ///
+    /// An `Arc` of a transport is one too, for an application that keeps a share of it; so it is with a resolver, a
+    /// credential provider and a host.
+    pub fn transport(
+        mut self,
+        name: impl Into<Arc<str>>,
+        transport: impl Transport + 'static,
+    ) -> Self {
+        self.transports.push((name.into(), Arc::new(transport)));
+        self
+    }
+
+    /// Adds the built-in transports `udp` and `tcp` on any address and a free port.
+    pub const fn system_transports(mut self) -> Self {
+        self.system_transports = true;
+        self
+    }
+
+    /// Sets who finds addresses; default [`SystemResolver`].
+    pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Sets who knows the secrets of [`Credentials::provided`](crate::Credentials::provided); default nobody.
+    pub fn credentials(mut self, provider: impl CredentialProvider + 'static) -> Self {
+        self.credentials = Some(Arc::new(provider));
+        self
+    }
+
+    /// Sets the application's callbacks; default none.
+    pub fn host(mut self, host: impl Host + 'static) -> Self {
+        self.host = Some(Arc::new(host));
+        self
+    }
+
+    /// Sets the clock; default [`SystemClock`].
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Sets the seed of all randomness; default from the operating system. For tests: whoever knows the seed can
+    /// forge answers.
+    pub const fn seed(mut self, seed: [u8; 32]) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Starts the transports and the agent's task.
+    ///
+    /// # Errors
+    /// Without a transport, when one cannot start, or without entropy.
+    pub async fn build(mut self) -> Result<Agent, AgentError> {
+        if self.system_transports {
+            self.add_system_transports().await?;
+        }
+        if self.transports.is_empty() {
+            return Err(AgentError::NoTransport);
+        }
+        let mut names = HashSet::new();
+        if let Some((name, _)) = self
+            .transports
+            .iter()
+            .find(|(name, _)| !names.insert(Arc::clone(name)))
+        {
+            return Err(AgentError::DuplicateTransport(Arc::clone(name)));
+        }
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => {
+                let mut seed = [0; 32];
+                SysRng
+                    .try_fill_bytes(&mut seed)
+                    .map_err(|error| AgentError::Entropy(error.to_string().into()))?;
+                seed
+            }
+        };
+        let mut entropy = Entropy::from_seed(seed);
+        let mut pool = Pool::new(&mut entropy);
+        let (sender, arrivals) = mpsc::channel(ARRIVALS);
+        let next_flow = Arc::new(AtomicU64::new(FIRST_ACCEPTED));
+        for (index, (name, transport)) in self.transports.iter().enumerate() {
+            let queue = Arc::new(Queue {
+                transport: index,
+                sender: sender.clone(),
+            });
+            let inbound = Inbound::new(Arc::clone(pool.tag()), queue, Arc::clone(&next_flow));
+            transport
+                .start(inbound)
+                .await
+                .map_err(|source| AgentError::Transport {
+                    name: Arc::clone(name),
+                    source,
+                })?;
+            pool.add_transport(Arc::clone(name), transport.protocols());
+        }
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (events, messages) = (broadcast::channel(ROOM).0, broadcast::channel(ROOM).0);
+        let agent = Agent::new(commands, events.downgrade(), messages.downgrade());
+        let tag_key = entropy.u64();
+        let checked = (self.clock.now(), self.clock.wall());
+        let core = Core {
+            pool,
+            entropy,
+            clock: self.clock,
+            checked,
+            out: Vec::new(),
+            transports: self.transports,
+            resolver: self
+                .resolver
+                .unwrap_or_else(|| Arc::new(SystemResolver::new())),
+            credentials: self.credentials,
+            host: self.host,
+            flows: HashMap::new(),
+            opening: HashMap::new(),
+            tasks: JoinSet::new(),
+            questions: HashMap::new(),
+            backlog: HashMap::new(),
+            waiting: 0,
+            retry_at: None,
+            used: HashSet::new(),
+            events,
+            messages,
+            outcomes: HashMap::new(),
+            waiters: HashMap::new(),
+            closing: None,
+            tag_key,
+        };
+        tokio::spawn(core.run(queue, arrivals));
+        Ok(agent)
+    }
+
+    async fn add_system_transports(&mut self) -> Result<(), AgentError> {
+        let config = |name: &str, protocol| {
+            TransportConfig::new(name, protocol).map_err(|error| AgentError::Transport {
+                name: name.into(),
+                source: FlowError::Io {
+                    kind: std::io::ErrorKind::InvalidInput,
+                    message: error.to_string().into(),
+                },
+            })
+        };
+        let udp = UdpTransport::bind(config("udp", Protocol::Udp)?)
+            .await
+            .map_err(|source| AgentError::Transport {
+                name: "udp".into(),
+                source,
+            })?;
+        self.transports.push(("udp".into(), Arc::new(udp)));
+        let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
+        self.transports.push(("tcp".into(), Arc::new(tcp)));
+        Ok(())
+    }
+}
+
+impl fmt::Debug for AgentBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the seed.
+        f.debug_struct("AgentBuilder")
+            .field("transports", &self.transports)
+            .field("system_transports", &self.system_transports)
+            .field("resolver", &self.resolver)
+            .finish_non_exhaustive()
+    }
+}
