@@ -1,4 +1,8 @@
 //! One integration binary: what runs in virtual time, and over real sockets.
 
+#[cfg(feature = "tokio")]
+mod kamailio;
+#[cfg(feature = "tokio")]
+mod lab;
 mod machine;
 mod torture;

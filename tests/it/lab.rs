@@ -1,0 +1,258 @@
+//! Kamailio registrars on loopback, started on demand and shared by the tests of this process
+//!
+//! Each runs under `tests/lab/bin/kam-hold`, which ends it when the pipe to this process closes: however this
+//! process ends, nothing is left behind.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// Ports of one instance
+const BLOCK: u16 = 8;
+/// Where blocks are looked for: below the ephemeral ports, above what daemons use
+const PORTS: std::ops::Range<u16> = 20_000..31_000;
+/// How often a block that was free a moment ago may turn out to be taken
+const STARTS: u32 = 4;
+
+/// A registrar
+pub(crate) struct Lab {
+    run: PathBuf,
+    base: u16,
+    /// Holds the pipe that keeps it running
+    _child: Mutex<Child>,
+}
+
+/// A binding, as Kamailio lists it
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Bound {
+    pub(crate) uri: String,
+    pub(crate) call_id: String,
+    pub(crate) expires: u64,
+    pub(crate) received: String,
+}
+
+/// A REGISTER that Kamailio received
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    pub(crate) cseq: u32,
+    pub(crate) call_id: String,
+    pub(crate) authorized: bool,
+}
+
+impl Lab {
+    /// The registrar with these defines (`tests/lab/README.md`), started if it does not run yet.
+    pub(crate) fn registrar(defines: &[&str]) -> &'static Self {
+        static LABS: LazyLock<Mutex<HashMap<String, &'static OnceLock<Lab>>>> =
+            LazyLock::new(Mutex::default);
+        let lab: &'static OnceLock<Self> =
+            *lock(&LABS).entry(defines.join(" ")).or_insert_with(|| {
+                // One for each set of defines, until the process ends.
+                Box::leak(Box::new(OnceLock::new()))
+            });
+        lab.get_or_init(|| Self::start(defines))
+    }
+
+    fn start(defines: &[&str]) -> Self {
+        for tool in ["kamailio", "kamcmd", "openssl"] {
+            let found = std::env::var_os("PATH").is_some_and(|path| {
+                std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
+            });
+            assert!(
+                found,
+                "{tool} is missing: these tests need what tests/lab/README.md says to install"
+            );
+        }
+        let mut log = String::new();
+        for _ in 0..STARTS {
+            match Self::try_start(defines) {
+                Ok(lab) => return lab,
+                Err(why) => log = why,
+            }
+        }
+        panic!("Kamailio with {defines:?} does not start:\n{log}");
+    }
+
+    fn try_start(defines: &[&str]) -> Result<Self, String> {
+        let base = free_block();
+        let run = std::env::temp_dir().join(format!("sr{}-{base}", std::process::id()));
+        let mut child = Command::new(script("kam-hold"))
+            .args(["registrar", "reg", &base.to_string()])
+            .args(defines)
+            .env("LAB_RUN", &run)
+            .env("LAB_TTL", "600")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("kam-hold: {error}"))?;
+        for _ in 0..150 {
+            sleep(Duration::from_millis(100));
+            let ready = Command::new("kamcmd")
+                .arg("-s")
+                .arg(format!("unix:{}", run.join("reg/kamailio_ctl").display()))
+                .arg("core.uptime")
+                .output()
+                .is_ok_and(|out| out.status.success() && !out.stdout.starts_with(b"error"));
+            if ready {
+                return Ok(Self {
+                    run,
+                    base,
+                    _child: Mutex::new(child),
+                });
+            }
+            if run.join("ended").exists() {
+                break;
+            }
+        }
+        let log = std::fs::read_to_string(run.join("log")).unwrap_or_default();
+        drop(child.stdin.take());
+        let _ = child.wait();
+        Err(log)
+    }
+
+    /// The port of UDP and TCP.
+    pub(crate) const fn port(&self) -> u16 {
+        self.base
+    }
+
+    /// What an RPC command answers.
+    pub(crate) async fn rpc(&self, args: &[&str]) -> String {
+        let out = tokio::process::Command::new(script("kam-rpc"))
+            .arg("reg")
+            .args(args)
+            .env("LAB_RUN", &self.run)
+            .output()
+            .await
+            .expect("kam-rpc runs");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            out.status.success(),
+            "{args:?}: {text}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        text
+    }
+
+    /// Answers the next REGISTERs of a user with `code`, until it is [mended](Self::mend).
+    pub(crate) async fn break_for(&self, user: &str, code: u16) {
+        let answer = self
+            .rpc(&["htable.sets", "fault", user, &code.to_string()])
+            .await;
+        assert!(answer.starts_with("Ok"), "{answer}");
+    }
+
+    /// Takes back [`break_for`](Self::break_for).
+    pub(crate) async fn mend(&self, user: &str) {
+        let answer = self.rpc(&["htable.delete", "fault", user]).await;
+        assert!(answer.starts_with("Ok"), "{answer}");
+    }
+
+    /// Makes a binding that none of our registrations made.
+    pub(crate) async fn add_foreign(&self, user: &str, uri: &str) {
+        let answer = self
+            .rpc(&[
+                "ul.add", "location", user, uri, "300", "1.0", "s:", "0", "0", "0",
+            ])
+            .await;
+        assert!(!answer.starts_with("error"), "{answer}");
+    }
+
+    /// The bindings of a user.
+    pub(crate) async fn bindings(&self, user: &str) -> Vec<Bound> {
+        let text = self.rpc(&["ul.lookup", "location", user]).await;
+        if text.contains("AOR not found") {
+            return Vec::new();
+        }
+        assert!(text.contains("AoR:"), "{text}");
+        let mut bindings: Vec<Bound> = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if line == "Contact: {" {
+                bindings.push(Bound::default());
+            }
+            let (Some(bound), Some((name, value))) = (bindings.last_mut(), line.split_once(": "))
+            else {
+                continue;
+            };
+            match name {
+                "Address" => bound.uri = value.into(),
+                "Call-ID" => bound.call_id = value.into(),
+                // "expired" and "deleted" are words.
+                "Expires" => bound.expires = value.parse().unwrap_or(0),
+                "Received" => bound.received = value.into(),
+                _ => {}
+            }
+        }
+        bindings
+    }
+
+    /// The lines of Kamailio's log about the REGISTERs of a user.
+    pub(crate) fn log(&self, user: &str) -> Vec<String> {
+        let to = format!(" to=sip:{user}@");
+        let about = format!(" user=sip:{user}@");
+        std::fs::read_to_string(self.run.join("log"))
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| line.contains(&to) || line.contains(&about))
+            .map(String::from)
+            .collect()
+    }
+
+    /// The REGISTERs of a user so far, retransmissions included.
+    pub(crate) fn arrived(&self, user: &str) -> Vec<Arrived> {
+        let field = |line: &str, name: &str| {
+            line.split_once(name)
+                .and_then(|(_, rest)| rest.split(' ').next())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        self.log(user)
+            .iter()
+            .filter(|line| line.contains("RX REGISTER"))
+            .map(|line| Arrived {
+                cseq: field(line, " cs=").parse().expect("a CSeq number"),
+                call_id: field(line, " cid="),
+                authorized: !matches!(field(line, " auth=").trim(), "" | "0" | "<null>"),
+            })
+            .collect()
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/lab/bin")
+        .join(name)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first of a block of ports that are free now, and that no other instance of this process was given.
+fn free_block() -> u16 {
+    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
+    let mut next = lock(&NEXT);
+    let blocks = (PORTS.end - PORTS.start) / BLOCK;
+    // Processes that start together look in different places.
+    let mut block =
+        next.unwrap_or_else(|| u16::try_from(std::process::id() % u32::from(blocks)).unwrap_or(0));
+    for _ in 0..blocks {
+        let base = PORTS.start + block * BLOCK;
+        block = (block + 1) % blocks;
+        if (base..base + BLOCK).all(is_free) {
+            *next = Some(block);
+            return base;
+        }
+    }
+    panic!("no {BLOCK} free ports in a row in {PORTS:?}");
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        && TcpListener::bind((Ipv6Addr::LOCALHOST, port)).is_ok()
+        && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        && UdpSocket::bind((Ipv6Addr::LOCALHOST, port)).is_ok()
+}
