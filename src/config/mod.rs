@@ -511,7 +511,7 @@ impl Route {
         Ok(())
     }
 
-    /// The URI; without `lr` it is a strict router, RFC 3261 §16.12.1.1.
+    /// The URI; without `lr` it is a strict router, RFC 3261 §16.12.1.2.
     #[must_use]
     pub const fn uri(&self) -> &SipUri {
         &self.uri
@@ -1088,7 +1088,7 @@ pub enum BuildError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigWarning {
-    /// A proxy without `lr` gets strict routing: its URI replaces the Request-URI, RFC 3261 §16.12.1.1.
+    /// A proxy without `lr` gets strict routing: its URI replaces the Request-URI, RFC 3261 §16.12.1.2.
     #[error("outbound_proxy {host:?} has no ;lr and gets strict routing")]
     StrictRoute {
         /// Its host.

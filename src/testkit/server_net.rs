@@ -5,10 +5,11 @@ use crate::Protocol;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
@@ -128,7 +129,7 @@ fn now() -> Instant {
 
 /// Both sockets on one port. A free TCP port may be taken on UDP: then another is tried.
 async fn bind(address: impl ToSocketAddrs) -> Result<(TcpListener, UdpSocket)> {
-    let addresses: Vec<_> = tokio::net::lookup_host(address).await?.collect();
+    let addresses: Vec<_> = address.to_socket_addrs()?.collect();
     let mut last = Error::from(ErrorKind::InvalidInput);
     for _ in 0..BIND_TRIES {
         let listener = TcpListener::bind(&*addresses).await?;

@@ -1,7 +1,9 @@
 //! The application's side: what it is told, and the messages that are not ours.
 
+use super::FirstLine;
 use crate::{Event, FlowId, RegistrationId};
 use bytes::Bytes;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ impl Match {
 }
 
 /// A message that is no answer to a REGISTER of ours: a call, a MESSAGE, an OPTIONS
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct InboundMessage {
     /// The whole message
@@ -38,6 +40,18 @@ pub struct InboundMessage {
     pub source: SocketAddr,
     /// The registration it belongs to; none where none or several match
     pub registration: Option<Match>,
+}
+
+impl fmt::Debug for InboundMessage {
+    /// Shows the first line of the message only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboundMessage")
+            .field("message", &FirstLine(&self.message))
+            .field("flow", &self.flow)
+            .field("source", &self.source)
+            .field("registration", &self.registration)
+            .finish()
+    }
 }
 
 impl InboundMessage {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A message as it came from the network
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Received {
     /// The flow it came on, where the transport knows (streams do; UDP finds it by the source)
     pub flow: Option<FlowId>,
@@ -34,6 +34,37 @@ impl Received {
     pub const fn with_flow(mut self, flow: FlowId) -> Self {
         self.flow = Some(flow);
         self
+    }
+}
+
+impl fmt::Debug for Received {
+    /// Shows the first line only: a message may carry credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("flow", &self.flow)
+            .field("source", &self.source)
+            .field("message", &FirstLine(&self.message))
+            .finish()
+    }
+}
+
+/// The `Debug` of a message: its first line and its length, never its headers
+pub(crate) struct FirstLine<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Debug for FirstLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = self
+            .0
+            .split(|byte| matches!(byte, b'\r' | b'\n'))
+            .next()
+            .unwrap_or_default();
+        let start = line.get(..line.len().min(80)).unwrap_or_default();
+        write!(
+            f,
+            "{:?} ({} bytes)",
+            String::from_utf8_lossy(start),
+            self.0.len()
+        )
     }
 }
 

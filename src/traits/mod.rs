@@ -10,6 +10,7 @@ mod transport;
 
 pub use credentials::{CredentialProvider, CredentialsQuery};
 pub use host::{Host, InboundMessage, Match};
+pub(crate) use inbound::FirstLine;
 #[cfg(feature = "tokio")]
 pub(crate) use inbound::{Arrival, Sink};
 pub use inbound::{Inbound, Received};
