@@ -10,9 +10,10 @@ const WINDOW: Duration = Duration::from_secs(3600);
 const REFUSALS: usize = 3;
 
 /// What to do with an answer that carries credentials not accepted so far
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pass {
-    Go,
+    /// It may go out; these are counted as in flight until [`Guard::proved`]
+    Go(Vec<Guarded>),
     Wait,
     Never,
 }
@@ -33,63 +34,61 @@ struct Account {
 }
 
 impl Guard {
-    /// Asks for one answer to go out; `Go` counts it as in flight until [`proved`](Self::proved).
+    /// Asks for one answer to go out.
+    ///
+    /// What was never refused has a right of its own, where an account is blocked: one at a time, so that a changed
+    /// password revives at once, and two registrations with two wrong ones do not unblock each other.
     pub(crate) fn ask(&mut self, now: Instant, asked: &[Guarded]) -> Pass {
         let new: Vec<_> = asked
             .iter()
             .filter(|one| !self.good.contains(&one.credential))
+            .copied()
             .collect();
-        let mut pass = Pass::Go;
+        let mut pass = Pass::Go(Vec::new());
         for one in &new {
             let account = self.accounts.entry(one.account).or_default();
             account.forget(now);
-            if !account.refused.is_empty() && !account.refused.contains(&one.credential) {
-                // Changed credentials: they have a right of their own.
-                account.refused.clear();
-                account.refused_at.clear();
-            }
+            let refusals = account.refused_at.len();
+            let known = account.refused.contains(&one.credential);
             pass = match pass {
-                _ if account.refused_at.len() >= REFUSALS => Pass::Never,
-                Pass::Go if account.refused_at.len() + account.in_flight >= REFUSALS => Pass::Wait,
+                _ if refusals >= REFUSALS && known => Pass::Never,
+                Pass::Go(_) if refusals >= REFUSALS && account.in_flight > 0 => Pass::Wait,
+                Pass::Go(_) if refusals < REFUSALS && refusals + account.in_flight >= REFUSALS => {
+                    Pass::Wait
+                }
                 pass => pass,
             };
         }
-        if pass == Pass::Go {
+        if let Pass::Go(counted) = &mut pass {
             for one in &new {
                 self.accounts.entry(one.account).or_default().in_flight += 1;
             }
+            *counted = new;
         }
         pass
     }
 
-    /// The registrar's word on what went out; `flown` where it was counted as in flight.
+    /// The registrar's word on what went out; `flown` is what of it was counted as in flight.
     pub(crate) fn proved(
         &mut self,
         now: Instant,
         tried: &[Guarded],
         accepted: Option<bool>,
-        flown: bool,
+        flown: &[Guarded],
     ) {
         for one in tried {
-            let known_good = self.good.contains(&one.credential);
-            if accepted == Some(true) {
-                self.good.insert(one.credential);
-            } else if accepted == Some(false) {
-                self.good.remove(&one.credential);
-            }
-            if known_good && accepted != Some(false) {
-                continue;
-            }
             let account = self.accounts.entry(one.account).or_default();
-            if flown {
+            if flown.contains(one) {
                 account.in_flight = account.in_flight.saturating_sub(1);
             }
             match accepted {
                 Some(true) => {
+                    self.good.insert(one.credential);
                     account.refused.clear();
                     account.refused_at.clear();
                 }
                 Some(false) => {
+                    self.good.remove(&one.credential);
                     account.refused.insert(one.credential);
                     account.refused_at.push_back(now);
                 }

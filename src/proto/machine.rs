@@ -49,6 +49,8 @@ const ASKING: Duration = Duration::from_secs(30);
 const GUARDED: Duration = Duration::from_secs(120);
 /// A held request is asked for again after this long, so that no host can forget it
 const HELD: Duration = Duration::from_secs(32);
+/// No host means more than this by a deadline or a spread, and `Instant` has an end
+const LONGEST: Duration = Duration::from_secs(86_400);
 /// What opening may take beyond the policy's own timeout
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -193,8 +195,13 @@ pub enum Output {
         /// Keyed hashes of (realm, username), and of the same with the secret
         credential: Vec<Guarded>,
     },
-    /// Guarded credentials were accepted or refused; none: the attempt ended without an answer to that
-    Proved(Option<bool>),
+    /// What became of credentials: accepted, refused, or the attempt ended without an answer to that
+    Proved {
+        /// Those of [`Output::Guard`], or accepted before and refused now
+        credential: Vec<Guarded>,
+        /// The registrar's word
+        accepted: Option<bool>,
+    },
     /// Not interested in the answer to this any more
     Cancel(OpId),
     /// Send
@@ -227,14 +234,15 @@ enum Purpose {
     RemoveAll,
 }
 
-/// What follows the un-REGISTER under way, or the cycle that must end first
+/// A command that waits for the end of the cycle under way, or what follows the un-REGISTER under way
 #[derive(Debug, Clone)]
 enum Then {
-    Nothing,
     Stop {
         within: Duration,
     },
     Reregister,
+    /// What is left of `Reregister` once the un-REGISTER is over
+    Register,
     Refresh,
     Query,
     RemoveAll,
@@ -278,10 +286,19 @@ struct Cycle {
     security_only_verify: bool,
     tokens_dropped: bool,
     fresh_flow: bool,
-    guard_open: bool,
+    /// Credentials that the guard let through in this cycle, not proved yet (D6)
+    guarded: Vec<Guarded>,
+    /// The optional `gruu` may still be offered
+    gruu: bool,
     redirects: u8,
     /// When an un-REGISTER must be over
     limit: Option<Instant>,
+    /// What goes on after a query
+    before: Plan,
+    /// `may_live` without the request under way: what holds once that one is refused
+    lived: Option<Instant>,
+    /// The code of the last final answer
+    code: Option<u16>,
     /// What was reported last, for the event of a cycle that runs out of targets
     failure: Option<(Failure, Option<Box<Exchange>>)>,
 }
@@ -338,8 +355,9 @@ pub struct Machine {
     lease: Option<Lease>,
     /// Until when the registrar may hold a binding of ours, answered or not: what is not known to be gone is removed
     may_live: Option<Instant>,
-    then: Then,
-    /// When `then` stops waiting for the cycle under way
+    /// In this order; a command replaces an earlier one of its kind, so that these are few
+    then: Vec<Then>,
+    /// When a stop stops waiting for the cycle under way
     then_at: Option<Instant>,
     retries: u32,
     flaps: u32,
@@ -351,6 +369,8 @@ pub struct Machine {
     min_expires: u32,
     security_server: Vec<Box<str>>,
     ops: u32,
+    /// Targets that asked with Retry-After to be left alone, and until when (D11)
+    down: Vec<(Target, Instant)>,
 }
 
 #[derive(Debug, Clone)]
@@ -386,7 +406,7 @@ impl Machine {
             plan: Plan::Idle,
             lease: None,
             may_live: None,
-            then: Then::Nothing,
+            then: Vec::new(),
             then_at: None,
             retries: 0,
             flaps: 0,
@@ -397,6 +417,7 @@ impl Machine {
             min_expires: 0,
             security_server: Vec::new(),
             ops: 0,
+            down: Vec::new(),
         }
     }
 
@@ -467,16 +488,30 @@ impl Machine {
     }
 
     /// The target that a request is on its way to, or a flow is made to: such ones share the in-flight window (D16).
+    ///
+    /// While credentials are asked for the place is kept: the request that follows must not come on top.
     #[must_use]
     pub fn engaged(&self) -> Option<std::net::SocketAddr> {
         match &self.plan {
             Plan::Cycle(cycle)
-                if matches!(cycle.step, Step::Opening { .. } | Step::Registering(_)) =>
+                if matches!(
+                    cycle.step,
+                    Step::Opening { .. }
+                        | Step::Asking { .. }
+                        | Step::Guarding { .. }
+                        | Step::Registering(_)
+                ) =>
             {
                 cycle.targets.get(cycle.next).map(Target::address)
             }
             _ => None,
         }
+    }
+
+    /// Whether this waits for the guard's answer to `op`.
+    pub(crate) fn guarding(&self, op: OpId) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle)
+            if matches!(cycle.step, Step::Guarding { op: asked, .. } if asked == op))
     }
 
     /// The flows that must stay up for this registration: the lease's, and the one that is tried now.
@@ -504,7 +539,10 @@ impl Machine {
         self.expire(cx);
         match input {
             Input::Start => self.start(cx),
-            Input::Stop(within) => self.or_after(cx, Then::Stop { within }),
+            Input::Stop(within) => {
+                let within = within.min(LONGEST);
+                self.or_after(cx, Then::Stop { within });
+            }
             Input::Refresh => self.or_after(cx, Then::Refresh),
             Input::Reregister => self.or_after(cx, Then::Reregister),
             Input::Query => self.or_after(cx, Then::Query),
@@ -514,8 +552,8 @@ impl Machine {
             }
             Input::Resume => self.resume(cx),
             Input::Timeout => self.timeout(cx),
-            Input::NetworkChanged(spread) => self.network_changed(cx, spread),
-            Input::ClockJump(by) => self.clock_jump(by),
+            Input::NetworkChanged(spread) => self.network_changed(cx, spread.min(LONGEST)),
+            Input::ClockJump(by) => self.clock_jump(cx.now, by),
             Input::Reconfigure(to) => self.or_after(cx, Then::Reconfigure(to)),
             Input::RetryCredentials => self.retry_credentials(cx),
             Input::Response(response) => self.response(cx, response),
@@ -528,7 +566,7 @@ impl Machine {
                 flow,
                 error,
                 spread,
-            } => self.flow_failed(cx, flow, error, spread),
+            } => self.flow_failed(cx, flow, error, spread.min(LONGEST)),
         }
         // A jump of the clock, say, may have aged the lease.
         self.expire(cx);
@@ -567,38 +605,82 @@ impl Machine {
         let Plan::Cycle(cycle) = &mut self.plan else {
             return self.do_then(cx, then);
         };
-        if matches!(self.then, Then::Stop { .. }) && !matches!(then, Then::Stop { .. }) {
+        let stopping = self
+            .then
+            .iter()
+            .any(|then| matches!(then, Then::Stop { .. }));
+        if stopping && !matches!(then, Then::Stop { .. }) {
             // A stop is never turned into a registration again (D21).
             return;
         }
-        if let Then::Stop { within } = &then {
-            let within = *within;
-            match cycle.purpose {
-                Purpose::Unregister => {
-                    let limit = cx.now + within;
-                    cycle.limit = Some(cycle.limit.map_or(limit, |earlier| earlier.min(limit)));
+        match &then {
+            Then::Stop { within } => {
+                let within = *within;
+                match cycle.purpose {
+                    Purpose::Unregister => {
+                        let limit = cx.now + within;
+                        cycle.limit = Some(cycle.limit.map_or(limit, |earlier| earlier.min(limit)));
+                    }
+                    // A cycle that has sent nothing yet has nothing to wait for.
+                    _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
+                        self.abandon(cx);
+                        self.then.clear();
+                        return self.do_then(cx, then);
+                    }
+                    _ => {
+                        let half = cx.now + within / 2;
+                        self.then_at = Some(self.then_at.map_or(half, |at| at.min(half)));
+                    }
                 }
-                // A cycle that has sent nothing yet has nothing to wait for.
-                _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
-                    self.abandon(cx);
-                    return self.do_then(cx, then);
+                self.then.clear();
+            }
+            Then::Pause { .. } => self.then.retain(|then| {
+                !matches!(
+                    then,
+                    Then::Refresh | Then::Register | Then::Reregister | Then::Pause { .. }
+                )
+            }),
+            // A later configuration replaces one that was to come with a new identity, too: that one never was.
+            Then::Reconfigure(to) => {
+                if let Some(Then::Replace(replacement)) = self
+                    .then
+                    .iter_mut()
+                    .find(|then| matches!(then, Then::Replace(_)))
+                {
+                    *replacement = Arc::clone(to);
+                    return;
                 }
-                _ => self.then_at = Some(cx.now + within / 2),
+                self.then
+                    .retain(|then| !matches!(then, Then::Reconfigure(_)));
+            }
+            other => {
+                let kind = std::mem::discriminant(other);
+                self.then
+                    .retain(|then| std::mem::discriminant(then) != kind);
             }
         }
-        self.then = then;
+        self.then.push(then);
+    }
+
+    /// Un-REGISTERs, and does this when that is over.
+    fn unregister_then(&mut self, cx: &mut Out<'_>, within: Duration, then: Then) {
+        self.then.insert(0, then);
+        self.begin(cx, Purpose::Unregister, true);
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.limit = Some(cx.now + within);
+        }
     }
 
     fn do_then(&mut self, cx: &mut Out<'_>, then: Then) {
         self.then_at = None;
+        let timer_f = self.registration.policy().timers.timer_f;
         match then {
-            Then::Nothing => {}
             Then::Stop { within } => {
                 if self.may_live(cx.now) {
-                    self.then = Then::Stop { within };
-                    self.begin_unregister(cx, within);
+                    self.unregister_then(cx, within, Then::Stop { within });
                 } else {
                     self.plan = Plan::Idle;
+                    self.reference = ReferenceStatus::Unregistered;
                     cx.out.push(Output::Done(Removal::NeverBound));
                 }
             }
@@ -611,21 +693,18 @@ impl Machine {
                 self.min_expires = 0;
                 self.security_server.clear();
                 if self.may_live(cx.now) {
-                    self.then = Then::Reregister;
-                    self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+                    self.unregister_then(cx, timer_f, Then::Register);
                 } else {
                     self.register_again(cx);
                 }
             }
+            Then::Register => self.register_again(cx),
             Then::Query => self.begin(cx, Purpose::Query, true),
             Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
             Then::Pause { until, unregister } => {
                 if unregister && self.may_live(cx.now) {
-                    self.then = Then::Pause {
-                        until,
-                        unregister: false,
-                    };
-                    self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+                    let unregister = false;
+                    self.unregister_then(cx, timer_f, Then::Pause { until, unregister });
                 } else {
                     let resumes_in = until.map(|until| until.saturating_duration_since(cx.now));
                     cx.out.push(Output::Event(Event::Paused { resumes_in }));
@@ -640,26 +719,46 @@ impl Machine {
     fn reconfigure(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
         let change = self.registration.change_to(&to);
         let credentials = self.registration.outbound_auth() != to.outbound_auth();
-        let ended = matches!(self.plan, Plan::Idle) && self.last_failure.is_some();
+        let refused = self.credentials_refused();
+        let revives = match self.plan {
+            Plan::Idle => self.last_failure.is_some(),
+            // A changed credential revives at once (D6).
+            Plan::Waiting { .. } => credentials && refused,
+            _ => false,
+        };
+        // A pause goes on, whatever changes.
+        let paused = match self.plan {
+            Plan::Paused { until } => Some(until),
+            _ => None,
+        };
         match change {
             Change::Untouched => {}
             Change::InPlace => {
                 self.registration = to;
                 self.reset(credentials);
-                if ended {
+                if revives {
                     self.begin(cx, Purpose::Register, true);
                 }
             }
             Change::Registers => {
                 self.registration = to;
                 self.reset(credentials);
-                self.begin(cx, Purpose::Register, true);
+                if paused.is_none() {
+                    self.begin(cx, Purpose::Register, true);
+                }
             }
-            Change::Replaces if self.may_live(cx.now) => {
-                self.then = Then::Replace(to);
-                self.begin_unregister(cx, self.registration.policy().timers.timer_f);
+            Change::Replaces => {
+                if let Some(until) = paused {
+                    let unregister = false;
+                    self.then.insert(0, Then::Pause { until, unregister });
+                }
+                if self.may_live(cx.now) {
+                    let timer_f = self.registration.policy().timers.timer_f;
+                    self.unregister_then(cx, timer_f, Then::Replace(to));
+                } else {
+                    self.replace(cx, to);
+                }
             }
-            Change::Replaces => self.replace(cx, to),
         }
     }
 
@@ -680,9 +779,13 @@ impl Machine {
         };
         *self = Self {
             ops: self.ops,
+            then: std::mem::take(&mut self.then),
+            last_start: self.last_start,
             ..Self::new(to, identity, cx.entropy)
         };
-        self.register_again(cx);
+        if !matches!(self.then.first(), Some(Then::Pause { .. })) {
+            self.register_again(cx);
+        }
     }
 
     /// The REGISTER after an un-REGISTER: at once, or with the reference's delay.
@@ -696,8 +799,13 @@ impl Machine {
     }
 
     fn resume(&mut self, cx: &mut Out<'_>) {
-        if matches!(self.then, Then::Pause { .. }) {
-            self.then = Then::Nothing;
+        let waiting = self.then.len();
+        self.then.retain(|then| !matches!(then, Then::Pause { .. }));
+        if self.then.is_empty()
+            && waiting > 0
+            && matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Unregister)
+        {
+            self.then.push(Then::Register);
         }
         if matches!(self.plan, Plan::Paused { .. }) {
             self.begin(cx, Purpose::Register, true);
@@ -705,15 +813,19 @@ impl Machine {
     }
 
     fn retry_credentials(&mut self, cx: &mut Out<'_>) {
-        let refused = matches!(
-            self.last_failure.as_deref(),
-            Some(Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. })
-        );
-        if refused && matches!(self.plan, Plan::Idle | Plan::Waiting { .. }) {
-            self.sessions.forget();
+        if self.credentials_refused() && matches!(self.plan, Plan::Idle | Plan::Waiting { .. }) {
+            // Not which realms were answered with SHA-2: that holds until reconfigured (D5).
+            self.sessions.clear_for_retry();
             self.retries = 0;
             self.begin(cx, Purpose::Register, true);
         }
+    }
+
+    fn credentials_refused(&self) -> bool {
+        matches!(
+            self.last_failure.as_deref(),
+            Some(Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. })
+        )
     }
 
     // ---- surroundings
@@ -737,15 +849,13 @@ impl Machine {
                     return self.fail(cx, Failure::Timeout, None, None);
                 }
                 if self.then_at.is_some_and(|at| cx.now >= at) {
-                    self.then_at = None;
-                    let then = std::mem::replace(&mut self.then, Then::Nothing);
-                    self.abandon(cx);
                     // Half of the time is gone; the un-REGISTER gets the other half.
-                    let then = match then {
-                        Then::Stop { within } => Then::Stop { within: within / 2 },
-                        other => other,
-                    };
-                    return self.do_then(cx, then);
+                    self.then_at = None;
+                    self.abandon(cx);
+                    if let Some(Then::Stop { within }) = self.then.first_mut() {
+                        *within /= 2;
+                    }
+                    return self.finish(cx);
                 }
                 match &mut cycle.step {
                     Step::Locating { op, until } if cx.now >= *until => {
@@ -816,32 +926,30 @@ impl Machine {
         if let Some(lease) = &mut self.lease {
             lease.flow = None;
         }
-        match &self.plan {
+        let until = cx.now + cx.entropy.up_to(spread);
+        match &mut self.plan {
             Plan::Idle | Plan::Paused { .. } => {}
-            Plan::Waiting { .. } => {
-                let delay = cx.entropy.up_to(spread);
-                self.plan = Plan::Waiting {
-                    until: cx.now + delay,
-                };
-            }
+            Plan::Waiting { .. } => self.plan = Plan::Waiting { until },
             Plan::Cycle(cycle) => match cycle.purpose {
                 Purpose::Register => {
-                    let delay = cx.entropy.up_to(spread);
                     self.abandon(cx);
-                    let then = std::mem::replace(&mut self.then, Then::Nothing);
-                    self.plan = Plan::Waiting {
-                        until: cx.now + delay,
-                    };
-                    self.do_then(cx, then);
+                    self.plan = Plan::Waiting { until };
+                    self.finish(cx);
                 }
                 // Over a fresh flow, with what is left of its time.
-                Purpose::Unregister | Purpose::Query | Purpose::RemoveAll => self.relocate(cx),
+                Purpose::Unregister | Purpose::Query | Purpose::RemoveAll => {
+                    if let Plan::Waiting { until: next } = &mut cycle.before {
+                        *next = until;
+                    }
+                    self.relocate(cx);
+                }
             },
         }
     }
 
-    fn clock_jump(&mut self, by: Duration) {
-        let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(*at);
+    fn clock_jump(&mut self, now: Instant, by: Duration) {
+        // A jump beyond what `Instant` can say ends whatever there is.
+        let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(now);
         if let Some(lease) = &mut self.lease {
             back(&mut lease.expires_at);
         }
@@ -850,7 +958,14 @@ impl Machine {
         }
         match &mut self.plan {
             Plan::Waiting { until } | Plan::Paused { until: Some(until) } => back(until),
-            _ => {}
+            Plan::Idle | Plan::Paused { until: None } => {}
+            Plan::Cycle(cycle) => {
+                if let Plan::Waiting { until } | Plan::Paused { until: Some(until) } =
+                    &mut cycle.before
+                {
+                    back(until);
+                }
+            }
         }
     }
 
@@ -863,50 +978,58 @@ impl Machine {
                 lease.flow = None;
                 cx.now.saturating_duration_since(lease.at)
             });
+        let next_in = was_ours.map(|held_for| {
+            if held_for < FLAP {
+                // 1, 2, 4 … 60 s, between half and all of it (D2).
+                let longest =
+                    Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
+                self.flaps = self.flaps.saturating_add(1);
+                longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
+            } else {
+                self.flaps = 0;
+                cx.entropy.up_to(spread)
+            }
+        });
+        // A retry that waits keeps its time: the last answer said when.
+        let refused = self.last_failure.is_some();
+        let sooner = |until: &mut Instant| {
+            if let Some(next_in) = next_in.filter(|_| !refused) {
+                *until = (*until).min(cx.now + next_in);
+            }
+            until.saturating_duration_since(cx.now)
+        };
         match &mut self.plan {
-            Plan::Cycle(cycle) if cycle.flow.as_ref().is_some_and(|(used, _)| *used == flow) => {
-                let sole = cycle.next >= cycle.targets.len();
+            Plan::Cycle(cycle) => {
+                if let Plan::Waiting { until } = &mut cycle.before {
+                    sooner(until);
+                }
+                if cycle.flow.as_ref().is_none_or(|(used, _)| *used != flow) {
+                    return;
+                }
                 // A kept-alive connection that died under our request says nothing of the target: one fresh try.
-                if was_ours.is_some() && sole && !cycle.fresh_flow {
-                    cycle.fresh_flow = true;
-                    cycle.next = cycle.next.saturating_sub(1);
-                    return self.reopen(cx);
+                if was_ours.is_some() && !cycle.fresh_flow {
+                    self.cancel_step(cx);
+                    if let Plan::Cycle(cycle) = &mut self.plan {
+                        cycle.fresh_flow = true;
+                    }
+                    return self.open(cx);
                 }
                 let exchange = self.exchange(None);
                 self.next_target(cx, Failure::Flow(error), exchange);
             }
-            Plan::Waiting { until } => {
-                let Some(held_for) = was_ours else { return };
-                let next_in = if held_for < FLAP {
-                    // 1, 2, 4 … 60 s, between half and all of it (D2).
-                    let longest =
-                        Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
-                    self.flaps += 1;
-                    longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
-                } else {
-                    self.flaps = 0;
-                    cx.entropy.up_to(spread)
-                };
-                *until = (*until).min(cx.now + next_in);
-                let next_in = until.saturating_duration_since(cx.now);
+            Plan::Waiting { until } if was_ours.is_some() => {
+                let next_in = sooner(until);
                 cx.out.push(Output::Event(Event::FlowLost {
                     flow,
                     error,
                     next_in,
                 }));
             }
-            _ => {}
+            Plan::Idle | Plan::Waiting { .. } | Plan::Paused { .. } => {}
         }
     }
 
     // ---- a cycle, step by step
-
-    fn begin_unregister(&mut self, cx: &mut Out<'_>, within: Duration) {
-        self.begin(cx, Purpose::Unregister, true);
-        if let Plan::Cycle(cycle) = &mut self.plan {
-            cycle.limit = Some(cx.now + within);
-        }
-    }
 
     fn begin(&mut self, cx: &mut Out<'_>, purpose: Purpose, commanded: bool) {
         if !commanded
@@ -920,6 +1043,7 @@ impl Machine {
         }
         self.last_start = Some(cx.now);
         self.sessions.begin_cycle();
+        let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
             commanded,
@@ -940,15 +1064,20 @@ impl Machine {
             security_only_verify: false,
             tokens_dropped: false,
             fresh_flow: false,
-            guard_open: false,
+            guarded: Vec::new(),
+            gruu: true,
             redirects: 0,
             limit: None,
+            before,
+            lived: None,
+            code: None,
             failure: None,
         }));
         self.relocate(cx);
     }
 
     fn relocate(&mut self, cx: &mut Out<'_>) {
+        self.cancel_step(cx);
         let op = self.op();
         let uri = self
             .registration
@@ -957,6 +1086,7 @@ impl Machine {
             .clone();
         if let Plan::Cycle(cycle) = &mut self.plan {
             cycle.flow = None;
+            cycle.fresh_flow = false;
             cycle.step = Step::Locating {
                 op,
                 until: cx.now + LOCATING,
@@ -985,9 +1115,12 @@ impl Machine {
                 {
                     targets[..=place].rotate_right(1);
                 }
+                self.down.retain(|(_, until)| cx.now < *until);
+                targets.sort_by_key(|target| self.down.iter().any(|(down, _)| down == target));
                 targets.truncate(TARGETS_A_CYCLE);
                 cycle.targets = targets;
                 cycle.next = 0;
+                cycle.at_target = 0;
                 self.open(cx);
             }
             Ok(_) => self.unlocated(
@@ -1006,6 +1139,7 @@ impl Machine {
         if let Some(lease) = &self.lease {
             cycle.targets = vec![lease.target.clone()];
             cycle.next = 0;
+            cycle.at_target = 0;
             self.open(cx);
         } else {
             self.fail(cx, Failure::Resolve(error), None, None);
@@ -1030,7 +1164,6 @@ impl Machine {
             .filter(|lease| lease.target == target)
             .and_then(|lease| lease.flow);
         cycle.flow = None;
-        cycle.at_target = 0;
         cycle.step = Step::Opening {
             op,
             until: cx.now + timeout,
@@ -1041,10 +1174,6 @@ impl Machine {
             prefer,
             fresh: cycle.fresh_flow,
         });
-    }
-
-    fn reopen(&mut self, cx: &mut Out<'_>) {
-        self.open(cx);
     }
 
     fn held(&mut self, cx: &mut Out<'_>, op: OpId) {
@@ -1091,6 +1220,7 @@ impl Machine {
         };
         cycle.failure = Some((failure, exchange));
         cycle.next += 1;
+        cycle.at_target = 0;
         cycle.fresh_flow = false;
         self.open(cx);
     }
@@ -1105,7 +1235,7 @@ impl Machine {
             || cycle.at_target >= REQUESTS_A_TARGET
             || cycle
                 .started
-                .is_some_and(|started| cx.now > started + CYCLE);
+                .is_some_and(|started| cx.now >= started + CYCLE);
         if over {
             return self.fail(cx, Failure::Budget, None, None);
         }
@@ -1133,7 +1263,8 @@ impl Machine {
         let mut authorization = String::new();
         self.sessions
             .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
-        let security = security_lines(&self.registration, &self.security_server, cycle);
+        let rejected = self.reference == ReferenceStatus::Rejected;
+        let security = security_lines(&self.registration, &self.security_server, cycle, rejected);
         cycle.security_only_verify = false;
         let message = write::register(&Parts {
             registration: &self.registration,
@@ -1146,6 +1277,7 @@ impl Machine {
             contact_uri: &cycle.contact_uri,
             path: cycle.path,
             outbound: cycle.outbound,
+            gruu: cycle.gruu,
             security: &security,
             authorization: &authorization,
         });
@@ -1155,6 +1287,7 @@ impl Machine {
                 message.len(),
             ))));
         }
+        cycle.lived = self.may_live;
         if let ContactForm::Ours(1..) = contact {
             let asked = self
                 .registration
@@ -1213,17 +1346,11 @@ impl Machine {
     ) {
         let policy = Arc::clone(self.registration.policy());
         let code = response.code();
-        if code >= 300
-            && let Some(lease) = &self.lease
-        {
-            // This request made no binding; an earlier one may live on.
-            self.may_live = Some(lease.expires_at);
-        } else if code >= 300 {
-            let Plan::Cycle(cycle) = &self.plan else {
-                return;
-            };
-            if cycle.purpose == Purpose::Register && cycle.requests == 1 && cycle.next == 0 {
-                self.may_live = None;
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.code = Some(code);
+            // This request made no binding, earlier ones may have; 408 and 504 of a proxy say nothing of the registrar.
+            if code >= 300 && !matches!(code, 408 | 504) {
+                self.may_live = cycle.lived;
             }
         }
         if matches!(code, 401 | 407 | 494) {
@@ -1262,13 +1389,21 @@ impl Machine {
             420 if policy.drop_refused_tokens && !cycle.tokens_dropped => {
                 let refused = response.option_tags("Unsupported");
                 let says = |token: &str| refused.iter().any(|tag| tag.eq_ignore_ascii_case(token));
+                let gruu = says("gruu")
+                    && cycle.gruu
+                    && self
+                        .registration
+                        .supported()
+                        .iter()
+                        .any(|tag| tag.eq_ignore_ascii_case("gruu"));
                 let path = says("path") && cycle.path && self.registration.support_path();
                 let outbound =
                     says("outbound") && cycle.outbound && self.registration.support_outbound();
                 cycle.tokens_dropped = true;
                 cycle.path &= !path;
                 cycle.outbound &= !outbound;
-                if path || outbound {
+                cycle.gruu &= !gruu;
+                if path || outbound || gruu {
                     self.send(cx);
                 } else {
                     self.fail(cx, failure, response.retry_after(), exchange);
@@ -1294,6 +1429,13 @@ impl Machine {
                             .retry_after
                             .map_or(seconds, |least| least.min(seconds)),
                     );
+                    let asked = Duration::from_secs(u64::from(seconds));
+                    let until = cx.now + asked.min(policy.retry.retry_after_max);
+                    if let Some(target) = cycle.targets.get(cycle.next).cloned() {
+                        self.down.retain(|(down, _)| *down != target);
+                        self.down.truncate(TARGETS_A_CYCLE);
+                        self.down.insert(0, (target, until));
+                    }
                 }
                 self.next_target(cx, failure, exchange);
             }
@@ -1407,7 +1549,19 @@ impl Machine {
             }
             Reaction::Refused(refusal) => {
                 let realm = refusal.realm;
-                self.prove(cx, Some(false));
+                let key = &self.identity.guard_key;
+                let refused = Guarded {
+                    account: account(key, &realm, refusal.resolved.credentials().username()),
+                    credential: refusal.resolved.fingerprint(key, &realm),
+                };
+                if let Plan::Cycle(cycle) = &mut self.plan {
+                    cycle.guarded.retain(|guarded| *guarded != refused);
+                }
+                // Credentials that were good before, refused now: they count too.
+                cx.out.push(Output::Proved {
+                    credential: vec![refused],
+                    accepted: Some(false),
+                });
                 self.fail(
                     cx,
                     Failure::CredentialsRefused {
@@ -1429,6 +1583,11 @@ impl Machine {
     fn answer(&mut self, cx: &mut Out<'_>) {
         let guard_account = self.registration.policy().auth.guard_account;
         let key = &self.identity.guard_key;
+        let passed = match &self.plan {
+            Plan::Cycle(cycle) => &cycle.guarded[..],
+            _ => &[],
+        };
+        // A proxy's credentials let through say nothing of the registrar's.
         let unproved: Vec<Guarded> = self
             .sessions
             .due()
@@ -1437,13 +1596,14 @@ impl Machine {
                 account: account(key, due.realm, due.username()),
                 credential: due.fingerprint(key),
             })
+            .filter(|due| !passed.contains(due))
             .collect();
         let op = self.op();
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
         cycle.authenticated = true;
-        if guard_account && !unproved.is_empty() && !cycle.guard_open {
+        if guard_account && !unproved.is_empty() {
             cycle.step = Step::Guarding {
                 op,
                 until: cx.now + GUARDED,
@@ -1465,7 +1625,10 @@ impl Machine {
             return;
         }
         if allowed {
-            cycle.guard_open = true;
+            let passed = self.guarded_due();
+            if let Plan::Cycle(cycle) = &mut self.plan {
+                cycle.guarded = passed;
+            }
             self.send(cx);
         } else {
             let realm = self
@@ -1474,18 +1637,40 @@ impl Machine {
                 .next()
                 .map(|due| due.realm.into())
                 .unwrap_or_default();
-            self.fail(cx, Failure::CredentialsRefused { realm }, None, None);
+            self.blocked(cx, realm);
         }
     }
 
+    /// All that is on its way with the next request and was not accepted so far.
+    fn guarded_due(&self) -> Vec<Guarded> {
+        let key = &self.identity.guard_key;
+        let passed = match &self.plan {
+            Plan::Cycle(cycle) => cycle.guarded.clone(),
+            _ => Vec::new(),
+        };
+        let due = self.sessions.due().filter(|due| !due.accepted_before);
+        let due = due.map(|due| Guarded {
+            account: account(key, due.realm, due.username()),
+            credential: due.fingerprint(key),
+        });
+        let new: Vec<_> = due.filter(|due| !passed.contains(due)).collect();
+        passed.into_iter().chain(new).collect()
+    }
+
+    /// The guard knows these credentials as refused: no interval applies, only changed ones go on (D6).
+    fn blocked(&mut self, cx: &mut Out<'_>, realm: Box<str>) {
+        self.end(cx, Failure::CredentialsRefused { realm }, None, None, true);
+    }
+
+    /// Tells what became of the guarded credentials of this cycle.
     fn prove(&mut self, cx: &mut Out<'_>, accepted: Option<bool>) {
         if let Plan::Cycle(cycle) = &mut self.plan
-            && std::mem::take(&mut cycle.guard_open)
+            && !cycle.guarded.is_empty()
         {
-            cx.out.push(Output::Proved(accepted));
-        } else if accepted == Some(false) {
-            // Credentials that were good before, refused now: they count too.
-            cx.out.push(Output::Proved(accepted));
+            cx.out.push(Output::Proved {
+                credential: std::mem::take(&mut cycle.guarded),
+                accepted,
+            });
         }
     }
 
@@ -1607,6 +1792,14 @@ impl Machine {
                     ..Registered::new(granted, flow, target.clone())
                 };
                 let refreshed = self.lease.is_some();
+                // A lease that held resets the pace of those that did not (D2).
+                if self
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| cx.now.saturating_duration_since(lease.at) >= FLAP)
+                {
+                    self.flaps = 0;
+                }
                 let expires_at = sent_at + granted;
                 self.lease = Some(Lease {
                     at: cx.now,
@@ -1633,7 +1826,7 @@ impl Machine {
             Purpose::Query => {
                 let bindings = lease::bindings(response, sent);
                 cx.out.push(Output::Event(Event::Bindings(bindings)));
-                self.back_to_lease(cx);
+                self.back(cx);
             }
             Purpose::RemoveAll => {
                 self.lease = None;
@@ -1658,47 +1851,34 @@ impl Machine {
         self.plan = Plan::Idle;
         cx.out
             .push(Output::Event(Event::Unregistered(removal.clone())));
-        match std::mem::replace(&mut self.then, Then::Nothing) {
-            Then::Stop { .. } => {
-                self.then_at = None;
-                cx.out.push(Output::Done(removal));
-            }
-            Then::Reregister => self.register_again(cx),
-            then => self.do_then(cx, then),
+        if matches!(self.then.first(), Some(Then::Stop { .. })) {
+            self.then.clear();
+            self.then_at = None;
+            cx.out.push(Output::Done(removal));
+        } else {
+            self.finish(cx);
         }
     }
 
-    /// After a query: what the lease had planned goes on.
-    fn back_to_lease(&mut self, cx: &mut Out<'_>) {
-        self.plan = match &self.lease {
-            Some(lease) => {
-                let after = self
-                    .registration
-                    .policy()
-                    .refresh
-                    .refresh_after(lease.granted);
-                let start = lease
-                    .expires_at
-                    .checked_sub(lease.granted)
-                    .unwrap_or(lease.at);
-                Plan::Waiting {
-                    until: (start + after).max(cx.now),
-                }
-            }
-            None => Plan::Idle,
-        };
+    /// After a query: what was planned goes on.
+    fn back(&mut self, cx: &mut Out<'_>) {
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            let before = std::mem::replace(&mut cycle.before, Plan::Idle);
+            self.plan = before;
+        }
         self.finish(cx);
     }
 
-    /// A cycle of no further use is over: what waited for its end comes now.
+    /// A cycle is over: what waited for its end comes now.
     fn finish(&mut self, cx: &mut Out<'_>) {
-        let then = std::mem::replace(&mut self.then, Then::Nothing);
-        self.do_then(cx, then);
+        while !matches!(self.plan, Plan::Cycle(_)) && !self.then.is_empty() {
+            let then = self.then.remove(0);
+            self.do_then(cx, then);
+        }
     }
 
-    /// Ends the cycle under way without an outcome.
-    fn abandon(&mut self, cx: &mut Out<'_>) {
-        self.prove(cx, None);
+    /// What is being asked for is not wanted any more.
+    fn cancel_step(&self, cx: &mut Out<'_>) {
         if let Plan::Cycle(cycle) = &self.plan
             && let Step::Locating { op, .. }
             | Step::Opening { op, .. }
@@ -1708,6 +1888,12 @@ impl Machine {
         {
             cx.out.push(Output::Cancel(op));
         }
+    }
+
+    /// Ends the cycle under way without an outcome.
+    fn abandon(&mut self, cx: &mut Out<'_>) {
+        self.prove(cx, None);
+        self.cancel_step(cx);
         self.plan = Plan::Idle;
     }
 
@@ -1718,26 +1904,30 @@ impl Machine {
         retry_after: Option<u32>,
         exchange: Option<Box<Exchange>>,
     ) {
+        self.end(cx, failure, retry_after, exchange, false);
+    }
+
+    fn end(
+        &mut self,
+        cx: &mut Out<'_>,
+        failure: Failure,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+        blocked: bool,
+    ) {
         self.prove(cx, None);
+        self.sessions.clear_for_retry();
+        self.cancel_step(cx);
         let Plan::Cycle(cycle) = &self.plan else {
             return;
         };
-        self.sessions.clear_for_retry();
-        if let Step::Locating { op, .. }
-        | Step::Opening { op, .. }
-        | Step::Held { op, .. }
-        | Step::Asking { op, .. }
-        | Step::Guarding { op, .. } = cycle.step
-        {
-            cx.out.push(Output::Cancel(op));
-        }
         match cycle.purpose {
             Purpose::Register => {}
             Purpose::Unregister => {
                 let removal = match failure {
                     Failure::Rejected { code, .. } => Removal::Refused(code),
                     Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => {
-                        Removal::Refused(401)
+                        Removal::Refused(cycle.code.unwrap_or(401))
                     }
                     _ => Removal::Unanswered,
                 };
@@ -1745,18 +1935,24 @@ impl Machine {
             }
             Purpose::Query | Purpose::RemoveAll => {
                 cx.out.push(Output::Event(Event::QueryFailed(failure)));
-                return self.back_to_lease(cx);
+                return self.back(cx);
             }
         }
         let policy = Arc::clone(self.registration.policy());
-        let class = verdict::classify(&policy, &failure);
+        let mediasec = self.registration.security_negotiation() == SecurityNegotiation::Mediasec;
+        let class = verdict::classify(&policy, &failure, mediasec);
         let lease_left = self
             .lease
             .as_ref()
             .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
         self.reference = ReferenceStatus::Rejected;
         self.last_failure = Some(Box::new(failure.clone()));
-        match verdict::decide(&policy, &failure, retry_after, self.retries) {
+        let verdict = if blocked {
+            Verdict::GiveUp(GiveUp::CredentialsRefused)
+        } else {
+            verdict::decide(&policy, &failure, class, retry_after, self.retries)
+        };
+        match verdict {
             Verdict::Retry {
                 after,
                 jitter,
@@ -1847,7 +2043,12 @@ impl Machine {
 }
 
 /// The Security-* lines with Require and Proxy-Require, by the reference's rules for mediasec
-fn security_lines(registration: &Registration, server: &[Box<str>], cycle: &Cycle) -> String {
+fn security_lines(
+    registration: &Registration,
+    server: &[Box<str>],
+    cycle: &Cycle,
+    rejected: bool,
+) -> String {
     use std::fmt::Write as _;
     let mut lines = String::new();
     if registration.security_negotiation() != SecurityNegotiation::Mediasec {
@@ -1864,6 +2065,7 @@ fn security_lines(registration: &Registration, server: &[Box<str>], cycle: &Cycl
     }
     let verify = cycle.authenticated
         || cycle.security_resent
+        || rejected
         || registration.policy().security_verify_on_refresh;
     for mechanism in server.iter().filter(|_| verify) {
         line(format_args!("Security-Verify: {mechanism}"));

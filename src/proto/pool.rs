@@ -24,6 +24,9 @@ const SPREAD_LONGEST: Duration = Duration::from_secs(10);
 /// How long a failed name is not asked again
 const NAME_FAILED: Duration = Duration::from_secs(2);
 
+/// No name is remembered longer: `Instant` has an end, and resolvers say what they like
+const LONGEST_TTL: Duration = Duration::from_secs(86_400);
+
 type Out<'a> = Cx<'a, PoolOutput>;
 
 /// What a pool wants; a host that ignores one wedges registrations, so this enum is exhaustive
@@ -80,8 +83,10 @@ struct Entry {
     flows: [Option<FlowId>; 2],
     /// The target whose window this one takes a place in
     window: Option<SocketAddr>,
+    /// What the guard was asked about last
     guarded: Box<[Guarded]>,
-    in_flight: bool,
+    /// What of it the guard counts as in flight
+    in_flight: Vec<Guarded>,
     leaving: bool,
 }
 
@@ -260,7 +265,7 @@ impl Pool {
             flows: [None, None],
             window: None,
             guarded: [].into(),
-            in_flight: false,
+            in_flight: Vec::new(),
             leaving: false,
         }));
         self.count += 1;
@@ -458,7 +463,7 @@ impl Pool {
         let name = match &result {
             Ok(answer) => Name::Known {
                 addresses: answer.addresses.clone(),
-                until: cx.now + answer.ttl,
+                until: cx.now + answer.ttl.min(LONGEST_TTL),
             },
             Err(error) => Name::Failed {
                 error: error.clone(),
@@ -559,24 +564,10 @@ impl Pool {
     pub fn network_changed(&mut self, cx: &mut Out<'_>) {
         let mut flows: Vec<_> = self.flows.keys().copied().collect();
         flows.sort_unstable();
+        // Who waits for one of them is told below, with everybody else.
         for flow in flows {
-            let askers = self
-                .flows
-                .get_mut(&flow)
-                .map(|entry| std::mem::take(&mut entry.askers));
             self.drop_flow(flow);
             cx.out.push(PoolOutput::Close(flow));
-            for asker in askers.into_iter().flatten() {
-                let result = Err(FlowError::ClosedByUs);
-                self.handle(
-                    cx,
-                    asker.id,
-                    Input::Opened {
-                        op: asker.op,
-                        result,
-                    },
-                );
-            }
         }
         self.names.retain(|_, name| matches!(name, Name::Asked(_)));
         let ids: Vec<_> = self.ids().collect();
@@ -652,8 +643,11 @@ impl Pool {
                 cx.out.push(PoolOutput::Credentials { id, op, query })
             }
             Output::Guard { op, credential } => self.guard(cx, Asker { id, op }, credential.into()),
-            Output::Proved(accepted) => self.proved(cx, id, accepted),
-            Output::Cancel(op) => self.cancel(Asker { id, op }),
+            Output::Proved {
+                credential,
+                accepted,
+            } => self.proved(cx, id, &credential, accepted),
+            Output::Cancel(op) => self.cancel(cx, Asker { id, op }),
             Output::Transmit { flow, message } => cx.out.push(PoolOutput::Send { flow, message }),
             Output::Event(event) => cx.out.push(PoolOutput::Event(id, event)),
             Output::Done(_) => {}
@@ -748,6 +742,9 @@ impl Pool {
 
     /// Takes a place in the target's window, or a place in its queue (D16).
     fn open_or_hold(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
+        if self.entry(asker.id).is_none() {
+            return;
+        }
         let address = opening.target.address();
         let window = self.windows.entry(address).or_insert_with(|| Window {
             limit: WINDOW,
@@ -760,8 +757,15 @@ impl Pool {
             .and_then(|slot| slot.entry.as_ref());
         let holds_one = place.is_some_and(|entry| entry.window == Some(address));
         if !holds_one && window.used >= window.limit {
-            window.queue.retain(|(queued, _)| queued.id != asker.id);
-            window.queue.push_back((asker, opening));
+            // One that asks again keeps its place.
+            match window
+                .queue
+                .iter_mut()
+                .find(|(queued, _)| queued.id == asker.id)
+            {
+                Some(place) => *place = (asker, opening),
+                None => window.queue.push_back((asker, opening)),
+            }
             return self.handle(cx, asker.id, Input::Held(asker.op));
         }
         if !holds_one {
@@ -830,51 +834,65 @@ impl Pool {
     }
 
     fn guard(&mut self, cx: &mut Out<'_>, asker: Asker, guarded: Box<[Guarded]>) {
-        if let Some(entry) = self.entry_mut(asker.id) {
-            entry.guarded = guarded.clone();
-        }
-        match self.guard.ask(cx.now, &guarded) {
-            Pass::Go => {
+        // One that waited may have ended since.
+        let Some(entry) = self
+            .entry_mut(asker.id)
+            .filter(|entry| entry.machine.guarding(asker.op))
+        else {
+            return;
+        };
+        entry.guarded = guarded.clone();
+        let allowed = match self.guard.ask(cx.now, &guarded) {
+            Pass::Go(counted) => {
                 if let Some(entry) = self.entry_mut(asker.id) {
-                    entry.in_flight = true;
+                    entry.in_flight.extend(counted);
                 }
-                self.handle(
-                    cx,
-                    asker.id,
-                    Input::Guarded {
-                        op: asker.op,
-                        allowed: true,
-                    },
-                );
+                true
             }
-            Pass::Wait => self.waiting_for_guard.push_back((asker, guarded)),
-            Pass::Never => self.handle(
-                cx,
-                asker.id,
-                Input::Guarded {
-                    op: asker.op,
-                    allowed: false,
-                },
-            ),
-        }
+            Pass::Wait => return self.waiting_for_guard.push_back((asker, guarded)),
+            Pass::Never => false,
+        };
+        let op = asker.op;
+        self.handle(cx, asker.id, Input::Guarded { op, allowed });
     }
 
-    fn proved(&mut self, cx: &mut Out<'_>, id: RegistrationId, accepted: Option<bool>) {
+    fn proved(
+        &mut self,
+        cx: &mut Out<'_>,
+        id: RegistrationId,
+        credential: &[Guarded],
+        accepted: Option<bool>,
+    ) {
         let Some(entry) = self.entry_mut(id) else {
             return;
         };
-        let flown = std::mem::take(&mut entry.in_flight);
-        let guarded = entry.guarded.clone();
-        self.guard.proved(cx.now, &guarded, accepted, flown);
+        let (flown, stay) = std::mem::take(&mut entry.in_flight)
+            .into_iter()
+            .partition::<Vec<_>, _>(|one| credential.contains(one));
+        entry.in_flight = stay;
+        if accepted == Some(false) {
+            // What `retry_credentials` forgives.
+            entry.guarded = credential.into();
+        }
+        self.guard.proved(cx.now, credential, accepted, &flown);
         // Each of those that waited asks again, and waits again where it must; the round is as long as the queue.
         for (asker, guarded) in std::mem::take(&mut self.waiting_for_guard) {
             self.guard(cx, asker, guarded);
         }
     }
 
-    fn cancel(&mut self, asker: Asker) {
-        for entry in self.flows.values_mut().filter(|entry| entry.info.is_none()) {
-            entry.askers.retain(|queued| *queued != asker);
+    fn cancel(&mut self, cx: &mut Out<'_>, asker: Asker) {
+        let mut unwanted = Vec::new();
+        for (flow, entry) in &mut self.flows {
+            if entry.info.is_none() && entry.askers.contains(&asker) {
+                entry.askers.retain(|queued| *queued != asker);
+                unwanted.extend(Some(*flow).filter(|_| entry.askers.is_empty()));
+            }
+        }
+        // Nobody waits for it: the next one to ask gets a new attempt rather than the rest of this one.
+        for flow in unwanted {
+            self.drop_flow(flow);
+            cx.out.push(PoolOutput::Close(flow));
         }
         for name in self.names.values_mut() {
             if let Name::Asked(askers) = name {
@@ -965,7 +983,9 @@ impl Pool {
             self.windows.remove(&address);
             return;
         }
-        if window.used < window.limit
+        // As many as there is room for: the window may have grown since.
+        while let Some(window) = self.windows.get_mut(&address)
+            && window.used < window.limit
             && let Some((asker, opening)) = window.queue.pop_front()
         {
             self.open_or_hold(cx, asker, opening);

@@ -43,7 +43,7 @@ pub(crate) enum Verdict {
 }
 
 /// The class of a failure under a policy
-pub(crate) fn classify(policy: &Policy, failure: &Failure) -> FailureClass {
+pub(crate) fn classify(policy: &Policy, failure: &Failure, mediasec: bool) -> FailureClass {
     match failure {
         Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => {
             if policy.auth.auth_rejection_permanent {
@@ -57,8 +57,8 @@ pub(crate) fn classify(policy: &Policy, failure: &Failure) -> FailureClass {
             // 6xx cannot come from a registrar (RFC 3261 §10.3): a proxy said it, and may say otherwise tomorrow.
             408 | 500 | 502..=504 | 600.. => FailureClass::Temporary,
             429 | 480 | 486 if policy.transient_client_errors => FailureClass::Temporary,
-            // Answered as far as the rules allow, and asked again for a security agreement (mediasec only).
-            494 => FailureClass::Temporary,
+            // Answered as far as the rules allow, and asked again for a security agreement; without one it is fatal.
+            494 if mediasec => FailureClass::Temporary,
             _ => FailureClass::Fatal,
         },
         _ => FailureClass::Temporary,
@@ -69,11 +69,11 @@ pub(crate) fn classify(policy: &Policy, failure: &Failure) -> FailureClass {
 pub(crate) fn decide(
     policy: &Policy,
     failure: &Failure,
+    class: FailureClass,
     retry_after: Option<u32>,
     retries: u32,
 ) -> Verdict {
     let retry = &policy.retry;
-    let class = classify(policy, failure);
     let exhausted = retry.max_retries.is_some_and(|max| retries >= max);
     let guarded = class == FailureClass::Credentials && policy.auth.guard_account;
     if guarded {
@@ -99,12 +99,8 @@ pub(crate) fn decide(
             // fatal_retry_interval is not asked here, as in the reference.
             return Verdict::GiveUp(GiveUp::MaxRetries);
         }
-        let after = match retry.backoff_max {
-            None => retry.retry_interval,
-            Some(longest) => (retry.retry_interval * (1 << retries.min(16))).min(longest),
-        };
         return Verdict::Retry {
-            after,
+            after: retry.interval(retries),
             jitter: retry.jitter,
             counted: true,
         };

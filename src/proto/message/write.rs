@@ -30,6 +30,8 @@ pub(crate) struct Parts<'a> {
     /// Whether `path` and `outbound` may still be offered (false once a 420 or 439 refused them)
     pub(crate) path: bool,
     pub(crate) outbound: bool,
+    /// The same for `gruu` among the extra Supported tokens
+    pub(crate) gruu: bool,
     /// Whole header lines, with their line ends: Security-*, Authorization
     pub(crate) security: &'a str,
     pub(crate) authorization: &'a str,
@@ -132,6 +134,7 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
         .into_iter()
         .flatten()
         .chain(registration.supported().iter().map(AsRef::as_ref))
+        .filter(|tag| parts.gruu || !tag.eq_ignore_ascii_case("gruu"))
         .collect();
     if !supported.is_empty() {
         line(format_args!("Supported: {}", supported.join(", ")));
