@@ -170,8 +170,8 @@ impl World {
             self.nonces += 1;
             let _ = write!(
                 answer,
-                "WWW-Authenticate: Digest realm=\"sip.example.com\", nonce=\"{:048x}\", \
-                 opaque=\"5ccc069c403ebaf9f0171e9517f40e41\", algorithm=MD5, qop=\"auth\"\r\n",
+                "WWW-Authenticate: Digest realm=\"sip.example.com\", nonce=\"1795430401/{:032x}\", \
+                 opaque=\"5ccc069c403ebaf9\", algorithm=MD5, qop=\"auth\"\r\n",
                 self.nonces,
             );
         }
