@@ -6,8 +6,8 @@ use crate::lab::{Arrived, Bound, Lab};
 use assert_matches::assert_matches;
 use sip_registration::{
     Activity, Agent, Algorithm, Credentials, Event, Events, Exchange, Failure, FailureClass,
-    GiveUp, Policy, Redirects, ReferenceStatus, Registered, Registrar, Registration,
-    RegistrationBuilder, RegistrationHandle, Removal,
+    GiveUp, Policy, Protocol, Redirects, ReferenceStatus, Registered, Registrar, Registration,
+    RegistrationBuilder, RegistrationHandle, Removal, TcpTransport, TransportConfig,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 /// How long anything may take that is not waited for on purpose
 const PATIENCE: Duration = Duration::from_secs(20);
 const REMOVAL: Duration = Duration::from_secs(10);
+const INSTANCE: &str = "urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6";
 
 #[derive(Debug, Clone, Copy)]
 enum Via {
@@ -69,12 +70,12 @@ impl Phone {
     }
 
     async fn of(lab: &'static Lab, user: &str, account: RegistrationBuilder) -> Self {
+        let agent = Agent::builder().system_transports().build().await;
+        Self::on(agent.expect("an agent"), lab, user, account).await
+    }
+
+    async fn on(agent: Agent, lab: &'static Lab, user: &str, account: RegistrationBuilder) -> Self {
         let account = account.build().expect("a good configuration");
-        let agent = Agent::builder()
-            .system_transports()
-            .build()
-            .await
-            .expect("an agent");
         let events = agent.events();
         let handle = agent.add(account).await.expect("a registration");
         Self {
@@ -852,6 +853,47 @@ async fn idle_connection_closed_by_the_registrar() {
 
 #[tokio::test]
 #[ignore = "needs Kamailio; .ci/run runs it"]
+async fn keep_alives_keep_the_connection() {
+    let lab = Lab::registrar(&["TCP_LIFETIME=3"]);
+    let config = TransportConfig::new("tcp", Protocol::Tcp).expect("a good configuration");
+    let transport = TcpTransport::new(config).keep_alive(Duration::from_secs(1));
+    let agent = Agent::builder().transport("tcp", transport).build().await;
+    let account = account(lab, "alice-awake", Tcp4)
+        .outbound_auth(Credentials::password("alice-awake", "secret"));
+    let mut phone = Phone::on(agent.expect("an agent"), lab, "alice-awake", account).await;
+    let registered = phone.registered().await;
+    // An idle one is closed after 11 s or so.
+    sleep(Duration::from_secs(15)).await;
+    let status = phone.handle.status().await.expect("it is there");
+    assert!(status.is_reachable());
+    let refreshed = phone.refresh().await;
+    assert_eq!(refreshed.flow, registered.flow);
+    phone.is_bound(&refreshed).await;
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn instance_with_a_new_flow_is_the_same_binding() {
+    // A Flow-Timer would keep it from being idle.
+    let lab = Lab::registrar(&["TCP_LIFETIME=3", "NO_FLOW_TIMER"]);
+    let mut phone = Phone::with(lab, "alice-flow", Tcp4, |account| {
+        account
+            .support_path(true)
+            .support_outbound(true)
+            .contact_header_params(format!("reg-id=1;+sip.instance=\"<{INSTANCE}>\""))
+    })
+    .await;
+    let first = phone.registered().await;
+    phone.flow_lost().await;
+    let second = phone.refreshed().await;
+    assert_ne!(second.contact, first.contact);
+    phone.is_bound(&second).await;
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
 async fn failed_refresh_leaves_the_binding() {
     let lab = Lab::registrar(&[]);
     let mut phone = Phone::with(lab, "alice-fault", Udp4, |account| {
@@ -1069,6 +1111,99 @@ async fn shutdown_removes_every_binding() {
     }
 }
 
+/// An account behind the proxy, which wants a password of its own from some.
+fn behind_the_edge(
+    account: RegistrationBuilder,
+    user: &str,
+    transport: &str,
+) -> RegistrationBuilder {
+    let proxy = format!(
+        "sip:127.0.0.1:{};transport={transport};lr",
+        Lab::edge().port()
+    );
+    account
+        .outbound_auth(Credentials::password(user, "secret").realm("registrar.test"))
+        .outbound_auth(Credentials::password(user, "edgesecret").realm("edge.test"))
+        .outbound_proxy(proxy)
+        .support_path(true)
+}
+
+async fn through_the_edge(user: &str, transport: &str) -> Phone {
+    through_the_edge_with(user, transport, |account| account).await
+}
+
+async fn through_the_edge_with(
+    user: &str,
+    transport: &str,
+    change: impl FnOnce(RegistrationBuilder) -> RegistrationBuilder,
+) -> Phone {
+    let lab = Lab::registrar(&[]);
+    let account = Registration::builder("sip:registrar.test", format!("sip:{user}@registrar.test"))
+        .contact_user(user)
+        .max_random_initial_delay(Duration::ZERO);
+    let account = behind_the_edge(account, user, transport);
+    Phone::of(lab, user, change(account)).await
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn path_of_a_proxy() {
+    let edge = format!("127.0.0.1:{}", Lab::edge().port());
+    for (user, transport) in [("alice-path", "udp"), ("alice-path-tcp", "tcp")] {
+        let mut phone = through_the_edge(user, transport).await;
+        let registered = phone.registered().await;
+        let bound = phone.is_bound(&registered).await;
+        assert!(bound.path.contains(&edge), "{bound:?}");
+        assert_matches!(&*registered.path, [path] if path.contains(&edge));
+        let refreshed = phone.refresh().await;
+        phone.is_bound(&refreshed).await;
+        assert_eq!(phone.arrived().len(), 3);
+        phone.ends().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn flow_token_of_a_proxy() {
+    let mut phone = through_the_edge_with("alice-ob", "tcp", |account| {
+        account
+            .support_outbound(true)
+            .contact_header_params(format!("reg-id=1;+sip.instance=\"<{INSTANCE}>\""))
+    })
+    .await;
+    let registered = phone.registered().await;
+    phone.is_bound(&registered).await;
+    assert_matches!(&*registered.path, [path] if path.ends_with(";ob>"));
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn challenge_of_a_proxy() {
+    let mut phone = through_the_edge("openproxy-a", "udp").await;
+    let registered = phone.registered().await;
+    phone.is_bound(&registered).await;
+    // What the proxy challenged did not get here.
+    assert_eq!(phone.arrived().len(), 1);
+    phone.refresh().await;
+    assert_eq!(phone.arrived().len(), 2);
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn challenges_of_proxy_and_registrar() {
+    let mut phone = through_the_edge("both-a", "tcp").await;
+    let registered = phone.registered().await;
+    phone.is_bound(&registered).await;
+    // With the proxy's credentials, then with both.
+    assert_matches!(&phone.arrived()[..], [first, second] if !first.authorized && second.authorized);
+    phone.refresh().await;
+    assert_eq!(phone.arrived().len(), 3);
+    phone.ends().await;
+    assert_eq!(phone.arrived().len(), 4);
+}
+
 #[tokio::test]
 #[ignore = "needs Kamailio; .ci/run runs it"]
 async fn profile_of_the_reference() {
@@ -1099,17 +1234,16 @@ async fn profile_of_the_reference() {
 #[tokio::test]
 #[ignore = "needs Kamailio; .ci/run runs it"]
 async fn gruus_of_an_instance() {
-    let instance = "urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6";
     let mut phone = Phone::with(Lab::registrar(&[]), "alice-gruu", Udp4, |account| {
         account
-            .contact_header_params(format!("+sip.instance=\"<{instance}>\""))
+            .contact_header_params(format!("+sip.instance=\"<{INSTANCE}>\""))
             .supported("gruu")
     })
     .await;
     let registered = phone.registered().await;
     let public = registered.public_gruu.as_deref().expect("a public GRUU");
     assert!(
-        public.starts_with("sip:alice-gruu@") && public.contains(instance),
+        public.starts_with("sip:alice-gruu@") && public.contains(INSTANCE),
         "{public}"
     );
     let temporary = registered

@@ -18,7 +18,7 @@ const PORTS: std::ops::Range<u16> = 20_000..31_000;
 /// How often a block that was free a moment ago may turn out to be taken
 const STARTS: u32 = 4;
 
-/// A registrar
+/// A registrar, or the proxy in front of one
 pub(crate) struct Lab {
     run: PathBuf,
     base: u16,
@@ -33,6 +33,7 @@ pub(crate) struct Bound {
     pub(crate) call_id: String,
     pub(crate) expires: u64,
     pub(crate) received: String,
+    pub(crate) path: String,
 }
 
 /// A REGISTER that Kamailio received
@@ -46,17 +47,31 @@ pub(crate) struct Arrived {
 impl Lab {
     /// The registrar with these defines (`tests/lab/README.md`), started if it does not run yet.
     pub(crate) fn registrar(defines: &[&str]) -> &'static Self {
-        static LABS: LazyLock<Mutex<HashMap<String, &'static OnceLock<Lab>>>> =
-            LazyLock::new(Mutex::default);
-        let lab: &'static OnceLock<Self> =
-            *lock(&LABS).entry(defines.join(" ")).or_insert_with(|| {
-                // One for each set of defines, until the process ends.
-                Box::leak(Box::new(OnceLock::new()))
-            });
-        lab.get_or_init(|| Self::start(defines))
+        Self::running("registrar", defines)
     }
 
-    fn start(defines: &[&str]) -> Self {
+    /// The proxy in front of [`registrar`](Self::registrar) without defines.
+    pub(crate) fn edge() -> &'static Self {
+        let registrar = Self::registrar(&[]);
+        Self::running("edge", &[&format!("REG_PORT={}", registrar.port())])
+    }
+
+    fn running(role: &str, defines: &[&str]) -> &'static Self {
+        static LABS: LazyLock<Mutex<HashMap<String, &'static OnceLock<Lab>>>> =
+            LazyLock::new(Mutex::default);
+        let name = format!("{role} {}", defines.join(" "));
+        let lab = {
+            let mut labs = lock(&LABS);
+            let lab: &mut &'static OnceLock<Self> = labs
+                .entry(name)
+                // One for each role and set of defines, until the process ends.
+                .or_insert_with(|| Box::leak(Box::new(OnceLock::new())));
+            *lab
+        };
+        lab.get_or_init(|| Self::start(role, defines))
+    }
+
+    fn start(role: &str, defines: &[&str]) -> Self {
         for tool in ["kamailio", "kamcmd", "openssl"] {
             let found = std::env::var_os("PATH").is_some_and(|path| {
                 std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
@@ -68,19 +83,19 @@ impl Lab {
         }
         let mut log = String::new();
         for _ in 0..STARTS {
-            match Self::try_start(defines) {
+            match Self::try_start(role, defines) {
                 Ok(lab) => return lab,
                 Err(why) => log = why,
             }
         }
-        panic!("Kamailio with {defines:?} does not start:\n{log}");
+        panic!("Kamailio as {role} with {defines:?} does not start:\n{log}");
     }
 
-    fn try_start(defines: &[&str]) -> Result<Self, String> {
+    fn try_start(role: &str, defines: &[&str]) -> Result<Self, String> {
         let base = free_block();
         let run = std::env::temp_dir().join(format!("sr{}-{base}", std::process::id()));
         let mut child = Command::new(script("kam-hold"))
-            .args(["registrar", "reg", &base.to_string()])
+            .args([role, "reg", &base.to_string()])
             .args(defines)
             .env("LAB_RUN", &run)
             .env("LAB_TTL", "600")
@@ -183,6 +198,7 @@ impl Lab {
                 // "expired" and "deleted" are words.
                 "Expires" => bound.expires = value.parse().unwrap_or(0),
                 "Received" => bound.received = value.into(),
+                "Path" => bound.path = value.into(),
                 _ => {}
             }
         }
