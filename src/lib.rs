@@ -144,6 +144,8 @@ mod error;
 mod proto;
 #[cfg(feature = "tokio")]
 mod resolve;
+#[cfg(feature = "rsip-0_4")]
+pub mod rsip_0_4;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod traits;
