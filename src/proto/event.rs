@@ -146,6 +146,32 @@ pub struct Binding {
     pub ours: bool,
 }
 
+impl Binding {
+    /// Another device's binding, without a time; for a mock of [`Registrar`](crate::Registrar).
+    #[must_use]
+    pub fn new(uri: impl Into<Box<str>>) -> Self {
+        Self {
+            uri: uri.into(),
+            expires: None,
+            ours: false,
+        }
+    }
+
+    /// Sets the seconds left.
+    #[must_use]
+    pub const fn with_expires(mut self, seconds: u32) -> Self {
+        self.expires = Some(seconds);
+        self
+    }
+
+    /// Says that it is ours.
+    #[must_use]
+    pub const fn with_ours(mut self, ours: bool) -> Self {
+        self.ours = ours;
+        self
+    }
+}
+
 /// What became of a binding that was to be removed
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
