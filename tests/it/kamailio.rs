@@ -1075,6 +1075,122 @@ async fn unregistered_and_registered_on_command() {
 
 #[tokio::test]
 #[ignore = "needs Kamailio; .ci/run runs it"]
+async fn changed_configuration_takes_the_old_binding_along() {
+    let lab = Lab::registrar(&[]);
+    let user = "alice-changed";
+    let mut phone = Phone::new(lab, user, Udp4).await;
+    let first = phone.registered().await;
+    let account =
+        |via| account(lab, user, via).outbound_auth(Credentials::password(user, "secret"));
+
+    let other = account(Udp4)
+        .contact_user("desk")
+        .build()
+        .expect("a good configuration");
+    phone.handle.reconfigure(other).await.expect("it is there");
+    let second = phone.until("the new Contact", is_registered).await;
+    assert!(
+        second.contact.starts_with("sip:desk@"),
+        "{}",
+        second.contact
+    );
+    phone.is_bound(&second).await;
+    assert_ne!(second.contact, first.contact);
+
+    let other = account(Tcp4).build().expect("a good configuration");
+    phone.handle.reconfigure(other).await.expect("it is there");
+    let third = phone.until("the other transport", is_registered).await;
+    assert_eq!(third.target.protocol(), Protocol::Tcp);
+    phone.is_bound(&third).await;
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn paused_and_resumed() {
+    let mut phone = Phone::new(Lab::registrar(&[]), "alice-pause", Udp4).await;
+    phone.registered().await;
+    let id = phone.handle.id();
+    phone
+        .agent
+        .pause(id, None, true)
+        .await
+        .expect("it is there");
+    let removed =
+        |event: &Event| matches!(event, Event::Unregistered(Removal::Removed)).then_some(());
+    phone.until("the removal", removed).await;
+    assert_eq!(phone.bindings().await, []);
+    phone.agent.resume(id).await.expect("it is there");
+    let registered = phone.until("registered again", is_registered).await;
+    phone.is_bound(&registered).await;
+    phone.agent.shutdown(REMOVAL).await;
+    assert_eq!(phone.bindings().await, []);
+}
+
+/// The registrar is gone for a while, and comes back without bindings and nonces.
+async fn restart(user: &str, via: Via) {
+    let lab = Lab::own();
+    let mut policy = retrying(Duration::from_secs(1));
+    policy.timers.timer_f = Duration::from_secs(1);
+    let mut phone = Phone::with(lab, user, via, |account| account.policy(policy)).await;
+    phone.registered().await;
+    lab.stop();
+    phone.handle.refresh().await.expect("it is there");
+    let failure = phone
+        .until("a failure", |event| match event {
+            Event::Rejected {
+                failure,
+                class: FailureClass::Temporary,
+                lease_left: Some(_),
+                ..
+            } => Some(failure.clone()),
+            _ => None,
+        })
+        .await;
+    // Nobody answers, or the port is closed.
+    assert_matches!(failure, Failure::Timeout | Failure::Flow(_));
+    lab.restart();
+    let refreshed = phone
+        .until("registered again", |event| match event {
+            Event::Refreshed(registered) => Some((**registered).clone()),
+            _ => None,
+        })
+        .await;
+    phone.is_bound(&refreshed).await;
+    phone.ends().await;
+    lab.stop();
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn registrar_restarts_over_udp() {
+    restart("alice-restart", Udp4).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn registrar_restarts_over_tcp() {
+    restart("alice-restart", Tcp6).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn registrar_restarts_unnoticed() {
+    let lab = Lab::own();
+    let mut phone = Phone::new(lab, "alice-nonce", Udp4).await;
+    phone.registered().await;
+    lab.stop();
+    lab.restart();
+    // Its nonce is none of the new ones.
+    let refreshed = phone.refresh().await;
+    phone.is_bound(&refreshed).await;
+    assert_eq!(phone.arrived().len(), 2);
+    phone.ends().await;
+    lab.stop();
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
 async fn shutdown_removes_every_binding() {
     let lab = Lab::registrar(&[]);
     let agent = Agent::builder()

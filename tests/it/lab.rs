@@ -22,8 +22,10 @@ const STARTS: u32 = 4;
 pub(crate) struct Lab {
     run: PathBuf,
     base: u16,
+    role: String,
+    defines: Vec<String>,
     /// Holds the pipe that keeps it running
-    _child: Mutex<Child>,
+    child: Mutex<Option<Child>>,
 }
 
 /// A binding, as Kamailio lists it
@@ -54,6 +56,11 @@ impl Lab {
     pub(crate) fn edge() -> &'static Self {
         let registrar = Self::registrar(&[]);
         Self::running("edge", &[&format!("REG_PORT={}", registrar.port())])
+    }
+
+    /// A registrar that no other test uses, to be stopped and restarted.
+    pub(crate) fn own() -> &'static Self {
+        Box::leak(Box::new(Self::start("registrar", &[])))
     }
 
     fn running(role: &str, defines: &[&str]) -> &'static Self {
@@ -93,40 +100,66 @@ impl Lab {
 
     fn try_start(role: &str, defines: &[&str]) -> Result<Self, String> {
         let base = free_block();
-        let run = std::env::temp_dir().join(format!("sr{}-{base}", std::process::id()));
-        let mut child = Command::new(script("kam-hold"))
-            .args([role, "reg", &base.to_string()])
-            .args(defines)
-            .env("LAB_RUN", &run)
+        let lab = Self {
+            run: std::env::temp_dir().join(format!("sr{}-{base}", std::process::id())),
+            base,
+            role: role.into(),
+            defines: defines.iter().map(ToString::to_string).collect(),
+            child: Mutex::new(None),
+        };
+        lab.run()?;
+        Ok(lab)
+    }
+
+    /// Runs it, and waits until it answers.
+    fn run(&self) -> Result<(), String> {
+        let child = Command::new(script("kam-hold"))
+            .args([&self.role, "reg", &self.base.to_string()])
+            .args(&self.defines)
+            .env("LAB_RUN", &self.run)
             .env("LAB_TTL", "600")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("kam-hold: {error}"))?;
+        *lock(&self.child) = Some(child);
         for _ in 0..150 {
             sleep(Duration::from_millis(100));
             let ready = Command::new("kamcmd")
                 .arg("-s")
-                .arg(format!("unix:{}", run.join("reg/kamailio_ctl").display()))
+                .arg(format!(
+                    "unix:{}",
+                    self.run.join("reg/kamailio_ctl").display()
+                ))
                 .arg("core.uptime")
                 .output()
                 .is_ok_and(|out| out.status.success() && !out.stdout.starts_with(b"error"));
             if ready {
-                return Ok(Self {
-                    run,
-                    base,
-                    _child: Mutex::new(child),
-                });
+                return Ok(());
             }
-            if run.join("ended").exists() {
+            if self.run.join("ended").exists() {
                 break;
             }
         }
-        let log = std::fs::read_to_string(run.join("log")).unwrap_or_default();
-        drop(child.stdin.take());
-        let _ = child.wait();
+        let log = std::fs::read_to_string(self.run.join("log")).unwrap_or_default();
+        self.stop();
         Err(log)
+    }
+
+    /// Ends it; all bindings, nonces and the log are lost.
+    pub(crate) fn stop(&self) {
+        if let Some(mut child) = lock(&self.child).take() {
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+    }
+
+    /// Runs it again, on the same ports.
+    pub(crate) fn restart(&self) {
+        if let Err(log) = self.run() {
+            panic!("Kamailio does not start again:\n{log}");
+        }
     }
 
     /// The port of UDP and TCP.
