@@ -4,5 +4,6 @@
 mod kamailio;
 #[cfg(feature = "tokio")]
 mod lab;
+mod foreign;
 mod machine;
 mod torture;
