@@ -540,13 +540,15 @@ fn what_is_shared_between_threads_may_be() {
         shared::<RegistrationHandle>();
         sent::<Events>();
         sent::<Messages>();
-        let _ = |agent: &Agent, id: RegistrationId| sent_future(agent.remove(id, HOUR));
+        fn _removal(agent: &Agent, id: RegistrationId) -> impl Future<Output = impl Sized> + Send {
+            agent.remove(id, HOUR)
+        }
     }
     fn sent_future<T: Send>(future: T) -> T {
         future
     }
     let mock = Mock::default();
-    let _ = sent_future(mock.statuses());
+    drop(sent_future(mock.statuses()));
 }
 
 #[test]
