@@ -41,6 +41,8 @@ const CYCLE: Duration = Duration::from_secs(96);
 const PACE: Duration = Duration::from_secs(1);
 /// A lease lost earlier than this after its grant counts as a failure (D2)
 const FLAP: Duration = Duration::from_secs(30);
+/// How many Contacts are remembered that the registrar may still hold (D18)
+const STALE: usize = 4;
 /// How long the host may take to name the addresses; a name service that takes longer is down
 const LOCATING: Duration = Duration::from_secs(20);
 /// How long a credential provider may take
@@ -265,7 +267,6 @@ enum Plan {
 #[derive(Debug, Clone)]
 struct Cycle {
     purpose: Purpose,
-    commanded: bool,
     /// When the first request went out
     started: Option<Instant>,
     requests: u32,
@@ -278,6 +279,8 @@ struct Cycle {
     step: Step,
     flow: Option<(FlowId, Arc<FlowInfo>)>,
     contact_uri: Box<str>,
+    /// Whether the request under way also removes older Contacts (D18)
+    replaces: bool,
     path: bool,
     outbound: bool,
     /// Whether this cycle has answered a challenge, a 494, a 420, a 430 before
@@ -334,6 +337,8 @@ enum Step {
 
 #[derive(Debug, Clone)]
 struct Lease {
+    /// The Contact as it was bound
+    contact: Box<str>,
     at: Instant,
     expires_at: Instant,
     granted: Duration,
@@ -367,6 +372,10 @@ pub struct Machine {
     sessions: Sessions,
     /// Raised by a 423, until reconfigured (D10)
     min_expires: u32,
+    /// Contacts that the registrar may still hold beside the lease's, and until when (D18)
+    stale: Vec<(Box<str>, Instant)>,
+    /// The registrar refuses two Contacts in one REGISTER (D18)
+    sole_contact: bool,
     security_server: Vec<Box<str>>,
     ops: u32,
     /// Targets that asked with Retry-After to be left alone, and until when (D11)
@@ -415,6 +424,8 @@ impl Machine {
             reference: ReferenceStatus::Unregistered,
             sessions: Sessions::default(),
             min_expires: 0,
+            stale: Vec::new(),
+            sole_contact: false,
             security_server: Vec::new(),
             ops: 0,
             down: Vec::new(),
@@ -603,7 +614,8 @@ impl Machine {
     /// Does it now, or after the cycle under way: one REGISTER is outstanding at a time.
     fn or_after(&mut self, cx: &mut Out<'_>, then: Then) {
         let Plan::Cycle(cycle) = &mut self.plan else {
-            return self.do_then(cx, then);
+            self.do_then(cx, then);
+            return self.finish(cx);
         };
         let stopping = self
             .then
@@ -766,6 +778,7 @@ impl Machine {
     fn reset(&mut self, credentials: bool) {
         self.retries = 0;
         self.min_expires = 0;
+        self.sole_contact = false;
         if credentials {
             self.sessions.forget();
         }
@@ -907,6 +920,9 @@ impl Machine {
         if self.may_live.is_some_and(|until| cx.now >= until) {
             self.may_live = None;
         }
+        if !self.stale.is_empty() {
+            self.stale.retain(|(_, until)| cx.now < *until);
+        }
         if self
             .lease
             .as_ref()
@@ -1046,7 +1062,6 @@ impl Machine {
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
-            commanded,
             started: None,
             requests: 0,
             at_target: 0,
@@ -1057,6 +1072,7 @@ impl Machine {
             step: Step::Between,
             flow: None,
             contact_uri: "".into(),
+            replaces: false,
             path: true,
             outbound: true,
             authenticated: false,
@@ -1203,9 +1219,14 @@ impl Machine {
         }
         match result {
             Ok((flow, info)) => {
-                let uri =
-                    write::contact_uri(&self.registration, &info, self.identity.line.as_deref());
-                cycle.contact_uri = uri.into();
+                let unregisters = cycle.purpose == Purpose::Unregister;
+                // What is removed is what was bound, whatever this flow would be bound as.
+                let bound = self.lease.as_ref().map(|lease| &lease.contact);
+                let bound = bound.or_else(|| self.stale.last().map(|(contact, _)| contact));
+                cycle.contact_uri = bound.filter(|_| unregisters).cloned().unwrap_or_else(|| {
+                    let line = self.identity.line.as_deref();
+                    write::contact_uri(&self.registration, &info, line).into()
+                });
                 cycle.flow = Some((flow, info));
                 self.send(cx);
             }
@@ -1266,6 +1287,16 @@ impl Machine {
         let rejected = self.reference == ReferenceStatus::Rejected;
         let security = security_lines(&self.registration, &self.security_server, cycle, rejected);
         cycle.security_only_verify = false;
+        let old = match contact {
+            ContactForm::Ours(_) if !self.sole_contact => old_contacts(
+                &self.registration,
+                self.lease.as_ref(),
+                &self.stale,
+                &cycle.contact_uri,
+            ),
+            _ => Vec::new(),
+        };
+        cycle.replaces = !old.is_empty();
         let message = write::register(&Parts {
             registration: &self.registration,
             info: &info,
@@ -1275,6 +1306,7 @@ impl Machine {
             cseq: self.identity.cseq,
             contact,
             contact_uri: &cycle.contact_uri,
+            old_contacts: &old,
             path: cycle.path,
             outbound: cycle.outbound,
             gruu: cycle.gruu,
@@ -1296,6 +1328,19 @@ impl Machine {
                 .min(lease::LONGEST);
             let until = cx.now + Duration::from_secs(u64::from(asked)) + policy.timers.timer_f;
             self.may_live = Some(self.may_live.map_or(until, |earlier| earlier.max(until)));
+            // Until it is answered, the registrar may or may not have bound this Contact.
+            let uri = &cycle.contact_uri;
+            let leased = self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| lease.contact == *uri);
+            self.stale.retain(|(contact, _)| contact != uri);
+            if !leased {
+                if self.stale.len() >= STALE {
+                    self.stale.remove(0);
+                }
+                self.stale.push((uri.clone(), until));
+            }
         }
         cycle.step = Step::Registering(Transaction::new(
             &policy.timers,
@@ -1351,6 +1396,9 @@ impl Machine {
             // This request made no binding, earlier ones may have; 408 and 504 of a proxy say nothing of the registrar.
             if code >= 300 && !matches!(code, 408 | 504) {
                 self.may_live = cycle.lived;
+                if cycle.purpose == Purpose::Register && cycle.lived.is_none() {
+                    self.stale.clear();
+                }
             }
         }
         if matches!(code, 401 | 407 | 494) {
@@ -1365,6 +1413,12 @@ impl Machine {
         };
         let registers = cycle.purpose == Purpose::Register;
         match code {
+            // D18: some registrars refuse two Contacts; this one is remembered.
+            400 | 403 | 413 | 500 if cycle.replaces => {
+                self.sole_contact = true;
+                self.sessions.begin_request();
+                self.send(cx);
+            }
             200..=299 => self.success(cx, response, sent_at, exchange),
             401 | 407 => self.challenged(cx, response, exchange),
             423 if registers => {
@@ -1792,16 +1846,21 @@ impl Machine {
                     ..Registered::new(granted, flow, target.clone())
                 };
                 let refreshed = self.lease.is_some();
-                // A lease that held resets the pace of those that did not (D2).
-                if self
-                    .lease
-                    .as_ref()
-                    .is_some_and(|lease| cx.now.saturating_duration_since(lease.at) >= FLAP)
-                {
+                // A lease that held, on its flow, resets the pace of those that did not (D2).
+                if self.lease.as_ref().is_some_and(|lease| {
+                    lease.flow.is_some() && cx.now.saturating_duration_since(lease.at) >= FLAP
+                }) {
                     self.flaps = 0;
                 }
                 let expires_at = sent_at + granted;
+                let contact = cycle.contact_uri.clone();
+                let replaced = cycle.replaces;
+                if let Some(before) = self.lease.take().filter(|lease| lease.contact != contact) {
+                    self.stale.push((before.contact, before.expires_at));
+                }
+                self.stale.retain(|(uri, _)| *uri != contact && !replaced);
                 self.lease = Some(Lease {
+                    contact,
                     at: cx.now,
                     expires_at,
                     granted,
@@ -1842,6 +1901,7 @@ impl Machine {
 
     fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
         if removal == Removal::Removed {
+            self.stale.clear();
             self.lease = None;
             self.may_live = None;
             self.last_failure = None;
@@ -2073,6 +2133,27 @@ fn security_lines(
     line(format_args!("Require: mediasec"));
     line(format_args!("Proxy-Require: mediasec"));
     lines
+}
+
+/// The Contacts that go with this request because `uri` takes their place
+///
+/// With instance and reg-id the registrar does that itself (RFC 5626 §6).
+fn old_contacts<'a>(
+    registration: &Registration,
+    lease: Option<&'a Lease>,
+    stale: &'a [(Box<str>, Instant)],
+    uri: &str,
+) -> Vec<&'a str> {
+    let leased = lease.map(|lease| &*lease.contact);
+    let all = leased
+        .into_iter()
+        .chain(stale.iter().map(|(contact, _)| &**contact));
+    let mut old: Vec<&str> = all.filter(|contact| *contact != uri).collect();
+    let params = registration.contact_header_params();
+    if !old.is_empty() && matches!(params.map(contact_params), Some((Some(_), Some(_)))) {
+        old.clear();
+    }
+    old
 }
 
 /// `+sip.instance` (unquoted) and `reg-id` among the configured Contact parameters

@@ -1,26 +1,35 @@
 //! The machine's rules as scripts in virtual time.
 
 use assert_matches::assert_matches;
-use sip_registration::testkit::{Reply, Sim};
+use sip_registration::testkit::{Reply, SentRequest, Sim};
 use sip_registration::*;
 use std::time::Duration;
 
-fn secs(seconds: u64) -> Duration {
+pub(crate) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn account() -> RegistrationBuilder {
+pub(crate) fn account() -> RegistrationBuilder {
     Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
         .outbound_auth(Credentials::password("alice", "secret"))
         .max_random_initial_delay(Duration::ZERO)
 }
 
-fn built(builder: RegistrationBuilder) -> Registration {
+pub(crate) fn built(builder: RegistrationBuilder) -> Registration {
     builder.build().expect("a good configuration")
 }
 
-fn under(policy: Policy) -> Registration {
+pub(crate) fn under(policy: Policy) -> Registration {
     built(account().policy(policy))
+}
+
+/// Lets time pass until something is sent.
+pub(crate) fn due(sim: &mut Sim) -> SentRequest {
+    while sim.is_silent() {
+        let next = sim.deadline().expect("something is planned");
+        sim.advance(next);
+    }
+    sim.sent()
 }
 
 #[test]

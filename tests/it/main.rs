@@ -1,9 +1,14 @@
 //! One integration binary: what runs in virtual time, and over real sockets.
 
+mod explore;
 mod foreign;
 #[cfg(feature = "tokio")]
 mod kamailio;
 #[cfg(feature = "tokio")]
 mod lab;
+mod rules_contact;
 mod machine;
+mod rules_auth;
+mod rules_commands;
+mod rules_refresh;
 mod torture;
