@@ -1888,6 +1888,7 @@ impl Machine {
                 self.back(cx);
             }
             Purpose::RemoveAll => {
+                self.stale.clear();
                 self.lease = None;
                 self.may_live = None;
                 self.plan = Plan::Idle;

@@ -2,6 +2,7 @@
 
 mod explore;
 mod foreign;
+mod golden;
 #[cfg(feature = "tokio")]
 mod kamailio;
 #[cfg(feature = "tokio")]

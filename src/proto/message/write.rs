@@ -27,6 +27,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) cseq: u32,
     pub(crate) contact: ContactForm,
     pub(crate) contact_uri: &'a str,
+    /// Contacts that this one takes the place of; they go with `expires=0` (D18)
+    pub(crate) old_contacts: &'a [&'a str],
     /// Whether `path` and `outbound` may still be offered (false once a 420 or 439 refused them)
     pub(crate) path: bool,
     pub(crate) outbound: bool,
@@ -159,6 +161,9 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
                 "Contact: <{}>{semicolon}{params}",
                 parts.contact_uri
             ));
+            for old in parts.old_contacts {
+                line(format_args!("Contact: <{old}>;expires=0"));
+            }
             // 4294967295 means "no Expires header", which only `Policy::asterisk()` lets through.
             if expires != u32::MAX {
                 line(format_args!("Expires: {expires}"));
