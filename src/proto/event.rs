@@ -317,8 +317,12 @@ impl fmt::Display for Event {
                 lease_left,
                 ..
             } => {
-                write!(f, "attempt failed: {failure}; failure {attempt}")?;
-                if let Some(of) = of {
+                write!(f, "attempt failed: {failure}")?;
+                // What does not count (a Retry-After of a 5xx) uses up nothing.
+                if *attempt > 0 {
+                    write!(f, "; failure {attempt}")?;
+                }
+                if let (1.., Some(of)) = (*attempt, of) {
                     write!(f, " of at most {of} retries")?;
                 }
                 write!(f, ", next attempt in {}", seconds(*retry_in))?;
