@@ -29,22 +29,29 @@ use std::time::Duration;
 pub struct Registration {
     server_uri: SipUri,
     client_uri: SipUri,
-    /// What From and To carry, where that is not `client_uri` as it was written.
-    aor: Option<Box<str>>,
     contact_user: ContactUser,
     expiration: u32,
-    max_random_initial_delay: Duration,
     line: bool,
     support_outbound: bool,
     support_path: bool,
     security_negotiation: SecurityNegotiation,
+    /// In nanoseconds: half of a `Duration`.
+    max_random_initial_delay: u64,
+    outbound_auth: Box<[Credentials]>,
+    policy: Arc<Policy>,
+    often: Option<Box<Often>>,
+    extra: Option<Box<Extra>>,
+}
+
+/// What many registrations have, and many have not: a hundred thousand of them shall not pay for it.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Often {
+    /// What From and To carry, where that is not `client_uri` as it was written.
+    aor: Option<Box<str>>,
     endpoint: Option<Arc<str>>,
     transport: Option<Arc<str>>,
     user_agent: Option<Arc<str>>,
-    outbound_auth: Box<[Credentials]>,
     outbound_proxy: Box<[Route]>,
-    policy: Arc<Policy>,
-    extra: Option<Box<Extra>>,
 }
 
 /// What most registrations do not have.
@@ -122,7 +129,7 @@ impl Registration {
     /// The name that inbound requests with our `line` are for (`endpoint`).
     #[must_use]
     pub fn endpoint(&self) -> Option<&str> {
-        self.endpoint.as_deref()
+        self.often.as_ref()?.endpoint.as_deref()
     }
 
     /// The lifetime that is asked for, in seconds; 4294967295 is no Expires header (`expiration`).
@@ -152,7 +159,7 @@ impl Registration {
     /// Within what time the first REGISTER is sent (`max_random_initial_delay`).
     #[must_use]
     pub const fn max_random_initial_delay(&self) -> Duration {
-        self.max_random_initial_delay
+        Duration::from_nanos(self.max_random_initial_delay)
     }
 
     /// How many retries follow the first attempt, `None` is without limit (`max_retries`).
@@ -169,8 +176,10 @@ impl Registration {
 
     /// The Route values, in order (`outbound_proxy`).
     #[must_use]
-    pub const fn outbound_proxy(&self) -> &[Route] {
-        &self.outbound_proxy
+    pub fn outbound_proxy(&self) -> &[Route] {
+        self.often
+            .as_ref()
+            .map_or(&[], |often| &often.outbound_proxy)
     }
 
     /// The wait after a temporary failure (`retry_interval`).
@@ -213,8 +222,8 @@ impl Registration {
 
     /// The name of the transport (`transport`).
     #[must_use]
-    pub const fn transport(&self) -> Option<&Arc<str>> {
-        self.transport.as_ref()
+    pub fn transport(&self) -> Option<&Arc<str>> {
+        self.often.as_ref()?.transport.as_ref()
     }
 
     /// Always `registration` (`type`).
@@ -226,7 +235,7 @@ impl Registration {
     /// The User-Agent header, where it is not the library's own (`user_agent`).
     #[must_use]
     pub fn user_agent(&self) -> Option<&str> {
-        self.user_agent.as_deref()
+        self.often.as_ref()?.user_agent.as_deref()
     }
 
     /// The policy, with the options that were set explicitly.
@@ -288,15 +297,16 @@ impl Registration {
     /// and maddr (RFC 3261 §19.1.1, BEHAVIOUR §10, 22).
     #[must_use]
     pub fn aor_text(&self) -> &str {
-        self.aor
-            .as_deref()
+        let often = self.often.as_ref();
+        often
+            .and_then(|often| often.aor.as_deref())
             .unwrap_or_else(|| self.client_uri.as_str())
     }
 
     /// The URI of the first Route, where requests go instead of to `server_uri`.
     #[must_use]
     pub fn first_route(&self) -> Option<&SipUri> {
-        self.outbound_proxy.first().map(Route::uri)
+        self.outbound_proxy().first().map(Route::uri)
     }
 
     /// Whether the registrar is a `sips:` URI, so that Contact is one too.
@@ -310,7 +320,7 @@ impl Registration {
     pub fn warnings(&self) -> Vec<ConfigWarning> {
         let mut warnings = Vec::new();
         for route in self
-            .outbound_proxy
+            .outbound_proxy()
             .iter()
             .filter(|route| !route.uri.has_param("lr"))
         {
@@ -319,7 +329,7 @@ impl Registration {
             });
         }
         let routes = self
-            .outbound_proxy
+            .outbound_proxy()
             .iter()
             .map(|route| ("outbound_proxy", &route.uri));
         for (option, uri) in [("server_uri", &self.server_uri)].into_iter().chain(routes) {
@@ -380,15 +390,15 @@ impl Registration {
             && self.contact_user == to.contact_user
             && self.contact_uri_params() == to.contact_uri_params()
             && self.line == to.line
-            && self.transport == to.transport
-            && self.outbound_proxy == to.outbound_proxy;
+            && self.transport() == to.transport()
+            && self.outbound_proxy() == to.outbound_proxy();
         if !same_binding {
             return Change::Replaces;
         }
         // What else a REGISTER says.
         let same_request = self.expiration == to.expiration
             && self.contact_header_params() == to.contact_header_params()
-            && self.user_agent == to.user_agent
+            && self.user_agent() == to.user_agent()
             && self.support_outbound == to.support_outbound
             && self.support_path == to.support_path
             && self.security_negotiation == to.security_negotiation
@@ -899,23 +909,28 @@ impl RegistrationBuilder {
             require: self.require.into(),
             proxy_require: self.proxy_require.into(),
         };
-        Ok(Registration {
+        let often = Often {
             aor: aor(&client_uri),
+            endpoint,
+            transport,
+            user_agent,
+            outbound_proxy: outbound_proxy.into(),
+        };
+        // 4294967295 s, the most there can be, fit in 64 bits of nanoseconds.
+        let delay = u64::try_from(self.max_random_initial_delay.as_nanos()).unwrap_or(u64::MAX);
+        Ok(Registration {
             server_uri,
             client_uri,
             contact_user: self.contact_user,
             expiration,
-            max_random_initial_delay: self.max_random_initial_delay,
             line: self.line,
             support_outbound: self.support_outbound,
             support_path: self.support_path,
             security_negotiation: self.security_negotiation,
-            endpoint,
-            transport,
-            user_agent,
+            max_random_initial_delay: delay,
             outbound_auth: self.outbound_auth.into(),
-            outbound_proxy: outbound_proxy.into(),
             policy,
+            often: (often != Often::default()).then(|| Box::new(often)),
             extra: (extra != Extra::default()).then(|| Box::new(extra)),
         })
     }

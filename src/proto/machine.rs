@@ -239,8 +239,9 @@ enum Purpose {
 /// A command that waits for the end of the cycle under way, or what follows the un-REGISTER under way
 #[derive(Debug, Clone)]
 enum Then {
+    /// Over by then, whatever has to end before
     Stop {
-        within: Duration,
+        by: Instant,
     },
     Reregister,
     /// What is left of `Reregister` once the un-REGISTER is over
@@ -551,8 +552,8 @@ impl Machine {
         match input {
             Input::Start => self.start(cx),
             Input::Stop(within) => {
-                let within = within.min(LONGEST);
-                self.or_after(cx, Then::Stop { within });
+                let by = cx.now + within.min(LONGEST);
+                self.or_after(cx, Then::Stop { by });
             }
             Input::Refresh => self.or_after(cx, Then::Refresh),
             Input::Reregister => self.or_after(cx, Then::Reregister),
@@ -626,12 +627,11 @@ impl Machine {
             return;
         }
         match &then {
-            Then::Stop { within } => {
-                let within = *within;
+            Then::Stop { by } => {
+                let by = *by;
                 match cycle.purpose {
                     Purpose::Unregister => {
-                        let limit = cx.now + within;
-                        cycle.limit = Some(cycle.limit.map_or(limit, |earlier| earlier.min(limit)));
+                        cycle.limit = Some(cycle.limit.map_or(by, |earlier| earlier.min(by)));
                     }
                     // A cycle that has sent nothing yet has nothing to wait for.
                     _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
@@ -640,7 +640,7 @@ impl Machine {
                         return self.do_then(cx, then);
                     }
                     _ => {
-                        let half = cx.now + within / 2;
+                        let half = cx.now + by.saturating_duration_since(cx.now) / 2;
                         self.then_at = Some(self.then_at.map_or(half, |at| at.min(half)));
                     }
                 }
@@ -687,9 +687,10 @@ impl Machine {
         self.then_at = None;
         let timer_f = self.registration.policy().timers.timer_f;
         match then {
-            Then::Stop { within } => {
+            Then::Stop { by } => {
                 if self.may_live(cx.now) {
-                    self.unregister_then(cx, within, Then::Stop { within });
+                    let left = by.saturating_duration_since(cx.now);
+                    self.unregister_then(cx, left, Then::Stop { by });
                 } else {
                     self.plan = Plan::Idle;
                     self.reference = ReferenceStatus::Unregistered;
@@ -865,9 +866,6 @@ impl Machine {
                     // Half of the time is gone; the un-REGISTER gets the other half.
                     self.then_at = None;
                     self.abandon(cx);
-                    if let Some(Then::Stop { within }) = self.then.first_mut() {
-                        *within /= 2;
-                    }
                     return self.finish(cx);
                 }
                 match &mut cycle.step {

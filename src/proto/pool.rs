@@ -688,7 +688,9 @@ impl Pool {
             (_, Scheme::Sips, _) => None,
         };
         let Some(protocol) = protocol else {
-            let error = ResolveError::Failed(format!("no transport for {uri}").into());
+            let error = ResolveError::Failed(
+                format!("no transport for {}", crate::uri::excerpt(uri.as_str())).into(),
+            );
             return self.handle(
                 cx,
                 asker.id,

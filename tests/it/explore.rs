@@ -278,9 +278,7 @@ impl World {
         }
         // An end that nobody was told of: neither a failure, a stop nor a removal.
         if status.activity == Activity::Idle && status.lease.is_none() {
-            let told = status.last_failure.is_some()
-                || self.stopped
-                || path.iter().any(|act| *act == Act::Stop);
+            let told = status.last_failure.is_some() || self.stopped || path.contains(&Act::Stop);
             assert!(told, "silently dead: {path:?}");
         }
     }

@@ -7,9 +7,9 @@ mod golden;
 mod kamailio;
 #[cfg(feature = "tokio")]
 mod lab;
-mod rules_contact;
 mod machine;
 mod rules_auth;
 mod rules_commands;
+mod rules_contact;
 mod rules_refresh;
 mod torture;

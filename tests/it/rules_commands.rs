@@ -337,3 +337,14 @@ fn no_time_a_host_can_say_makes_a_panic() {
     sim.input(Input::Stop(Duration::MAX));
     sim.advance(secs(100));
 }
+
+#[test]
+fn d21_what_a_removal_waited_for_is_taken_from_its_time() {
+    let mut sim = Sim::registered(under(Policy::asterisk()), secs(600));
+    let refresh = due(&mut sim);
+    sim.remove(sim.id(), secs(35));
+    sim.advance(secs(10));
+    sim.reply(&refresh, Reply::granted(600));
+    sim.advance(secs(25));
+    assert_eq!(sim.removals(), [Removal::Unanswered]);
+}

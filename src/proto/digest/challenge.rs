@@ -58,11 +58,9 @@ fn keep(challenge: Option<Challenge>, into: &mut Vec<Challenge>) {
 pub(crate) struct Challenge {
     realm: Option<Box<str>>,
     nonce: Option<Box<str>>,
-    opaque: Option<Box<str>>,
-    token: Option<Box<str>>,
+    echo: Echo,
     qop: Offer,
     stale: Option<bool>,
-    utf8: bool,
     /// Has a control character where we would have to echo it.
     unsafe_to_echo: bool,
 }
@@ -80,23 +78,31 @@ impl Challenge {
         self.nonce.as_deref()
     }
 
-    /// What is to be returned unchanged (RFC 7616 §3.3), empty text included.
-    #[must_use]
-    pub(crate) fn opaque(&self) -> Option<&str> {
-        self.opaque.as_deref()
+    /// What an answer repeats of it, beside realm and nonce.
+    #[cfg(test)]
+    pub(super) fn echo(&self) -> &Echo {
+        &self.echo
+    }
+
+    /// Realm, nonce and what else an answer repeats; the rest is of no use once it was chosen.
+    pub(super) fn into_parts(self) -> (Box<str>, Box<str>, Echo) {
+        let Self {
+            realm, nonce, echo, ..
+        } = self;
+        (realm.unwrap_or_default(), nonce.unwrap_or_default(), echo)
     }
 
     /// The algorithm as the server spelled it (RFC 7616 §3.3), `None` where there was none or an empty one.
     #[must_use]
     pub(crate) fn algorithm_token(&self) -> Option<&str> {
-        self.token.as_deref()
+        self.echo.token.as_deref()
     }
 
     /// The algorithm and whether it is the `-sess` form (RFC 7616 §3.4.2, RFC 8760 §2.1); `None` where it is unknown.
     #[must_use]
     pub(crate) fn algorithm(&self) -> Option<(Algorithm, bool)> {
         // Absent means MD5, RFC 7616 §3.3.
-        let token = self.token.as_deref().unwrap_or("MD5");
+        let token = self.echo.token.as_deref().unwrap_or("MD5");
         if let Ok(algorithm) = token.parse() {
             return Some((algorithm, false));
         }
@@ -128,12 +134,6 @@ impl Challenge {
         self.stale == Some(true)
     }
 
-    /// Whether the server reads UTF-8 (`charset`, RFC 7616 §3.3).
-    #[must_use]
-    pub(crate) fn utf8(&self) -> bool {
-        self.utf8
-    }
-
     /// Whether realm and nonce are there (RFC 7616 §3.3) and can be echoed (RFC 3261 §25.1).
     #[must_use]
     pub(crate) fn is_usable(&self) -> bool {
@@ -148,12 +148,12 @@ impl Challenge {
         } else if is("nonce") {
             &mut self.nonce
         } else if is("opaque") {
-            &mut self.opaque
+            &mut self.echo.opaque
         } else if is("algorithm") {
             if value.is_empty() {
                 return;
             }
-            &mut self.token
+            &mut self.echo.token
         } else {
             if is("qop") {
                 value
@@ -163,7 +163,7 @@ impl Challenge {
                 self.stale
                     .get_or_insert_with(|| value.trim().eq_ignore_ascii_case("true"));
             } else if is("charset") {
-                self.utf8 |= value.trim().eq_ignore_ascii_case("UTF-8");
+                self.echo.utf8 |= value.trim().eq_ignore_ascii_case("UTF-8");
             }
             return;
         };
@@ -179,11 +179,39 @@ impl fmt::Debug for Challenge {
         let mut shown = f.debug_struct("Challenge");
         shown
             .field("realm", &self.realm)
-            .field("algorithm", &self.token)
+            .field("algorithm", &self.echo.token)
             .field("stale", &self.stale);
         shown
             .field("usable", &self.is_usable())
             .finish_non_exhaustive()
+    }
+}
+
+/// What an answer repeats of its challenge as it was, RFC 7616 §3.4
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Echo {
+    opaque: Option<Box<str>>,
+    token: Option<Box<str>>,
+    utf8: bool,
+}
+
+impl Echo {
+    /// What is to be returned unchanged (RFC 7616 §3.3), empty text included.
+    #[must_use]
+    pub(crate) fn opaque(&self) -> Option<&str> {
+        self.opaque.as_deref()
+    }
+
+    /// The algorithm as the server spelled it, see [`Challenge::algorithm_token`].
+    #[must_use]
+    pub(crate) fn algorithm_token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Whether the server reads UTF-8 (`charset`, RFC 7616 §3.3).
+    #[must_use]
+    pub(crate) fn utf8(&self) -> bool {
+        self.utf8
     }
 }
 
@@ -473,9 +501,12 @@ mod tests {
         }
         assert_eq!(one(", qop=\"auth-int\"").qop(false), Err(()));
         assert!(one(", stale=TRUE , x=1").stale() && !one(", stale=\"false\"").stale());
-        assert!(one(", charset=utf-8").utf8() && !one("").utf8());
+        assert!(one(", charset=utf-8").echo().utf8() && !one("").echo().utf8());
         assert_eq!(
-            (one(", opaque=\"\"").opaque(), one("").opaque()),
+            (
+                one(", opaque=\"\"").echo().opaque(),
+                one("").echo().opaque()
+            ),
             (Some(""), None)
         );
     }

@@ -1,6 +1,6 @@
 //! The answer to a challenge: the hash and the header text.
 
-use super::challenge::{Challenge, Qop};
+use super::challenge::{Echo, Qop};
 use crate::config::credentials::{Algorithm, Resolved};
 use md5::Md5;
 use sha2::{Digest, Sha256, Sha512_256};
@@ -72,30 +72,31 @@ impl Answer<'_> {
     pub(super) fn write(
         &self,
         username: &str,
-        challenge: &Challenge,
+        realm: &str,
+        echo: &Echo,
         out: &mut impl Write,
     ) -> fmt::Result {
         out.write_str("Digest ")?;
-        if challenge.utf8() && !username.is_ascii() {
+        if echo.utf8() && !username.is_ascii() {
             write_extended(username, out)?;
         } else {
             write_quoted("username", username, out)?;
         }
         out.write_str(", ")?;
-        write_quoted("realm", challenge.realm().unwrap_or_default(), out)?;
+        write_quoted("realm", realm, out)?;
         out.write_str(", ")?;
         write_quoted("nonce", self.nonce, out)?;
         out.write_str(", ")?;
         write_quoted("uri", self.uri, out)?;
         write!(out, ", response=\"{}\"", self.response().as_str())?;
-        if let Some(token) = challenge.algorithm_token() {
+        if let Some(token) = echo.algorithm_token() {
             write!(out, ", algorithm={token}")?;
         }
         if self.qop.is_some() || self.sess {
             out.write_str(", ")?;
             write_quoted("cnonce", self.cnonce, out)?;
         }
-        if let Some(opaque) = challenge.opaque() {
+        if let Some(opaque) = echo.opaque() {
             out.write_str(", ")?;
             write_quoted("opaque", opaque, out)?;
         }
@@ -185,7 +186,7 @@ impl Hex {
         std::str::from_utf8(text).unwrap_or_default()
     }
 
-    fn of_bytes(bytes: &[u8]) -> Self {
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
         let digit = |nibble: u8| {
             if nibble < 10 {
                 b'0' + nibble
@@ -408,7 +409,15 @@ mod tests {
                 nonce: challenge.nonce().unwrap_or_default(),
                 ..example(Algorithm::Md5, "x")
             };
-            assert_eq!(answer.write(username, challenge, &mut out), Ok(()));
+            assert_eq!(
+                answer.write(
+                    username,
+                    challenge.realm().unwrap_or_default(),
+                    challenge.echo(),
+                    &mut out
+                ),
+                Ok(())
+            );
             let response = answer.response();
             out = out.replace(response.as_str(), "R").replace(CNONCE, "C");
         }

@@ -1,7 +1,7 @@
 //! The nonces of one registration, and what a challenge means for them: answer, ask, or give up.
 
-use super::challenge::{Challenge, Item, Items, Qop, has_control};
-use super::response::{Answer, ha1};
+use super::challenge::{Challenge, Echo, Item, Items, Qop, has_control};
+use super::response::{Answer, Hex, ha1};
 use crate::config::credentials::{Algorithm, Credentials, Resolved, Secret};
 use crate::proto::entropy::Entropy;
 use std::fmt::{self, Write};
@@ -152,27 +152,27 @@ impl Sessions {
             if !wanted {
                 continue;
             }
-            let Some(ha1) = ha1(&answer.resolved, &session.realm, answer.candidate.algorithm)
-            else {
+            let Some(ha1) = ha1(&answer.resolved(), &session.realm, answer.algorithm) else {
                 continue;
             };
             answer.nc = answer.nc.saturating_add(1);
-            if answer.cnonce.is_empty() && (answer.candidate.qop.is_some() || answer.candidate.sess)
-            {
-                answer.cnonce = entropy.hex(16).into_boxed_str();
+            if answer.qop.is_some() || answer.sess {
+                let cnonce = || std::array::from_fn(|_| entropy.u32() as u8);
+                answer.cnonce.get_or_insert_with(cnonce);
             }
             session.sent = true;
             // RFC 8760 §2.4: what was once protected by SHA-2 does not fall back to MD5.
-            session.sha2 |= answer.candidate.algorithm != Algorithm::Md5;
+            session.sha2 |= answer.algorithm != Algorithm::Md5;
             let name = match session.role {
                 Role::Origin => "Authorization",
                 Role::Proxy => "Proxy-Authorization",
             };
-            let username = answer.resolved.credentials().username();
-            let computed = answer.answer(ha1.as_str(), METHOD, uri, b"");
+            let username = answer.credentials.username();
+            let cnonce = answer.cnonce_text();
+            let computed = answer.answer(ha1.as_str(), cnonce.as_str(), METHOD, uri, b"");
             // Only a buffer that is full can refuse, and those given here grow.
             let _ = write!(out, "{name}: ")
-                .and_then(|()| computed.write(username, &answer.candidate.challenge, out))
+                .and_then(|()| computed.write(username, &session.realm, &answer.echo, out))
                 .and_then(|()| out.write_str("\r\n"));
             lines += 1;
         }
@@ -221,7 +221,7 @@ impl Sessions {
                     session
                         .answer
                         .as_ref()
-                        .is_some_and(|answer| &*answer.cnonce == cnonce)
+                        .is_some_and(|answer| answer.cnonce_text().as_str() == cnonce)
                 })
             }),
         };
@@ -233,9 +233,10 @@ impl Sessions {
         };
         let mut proof = ServerProof::Absent;
         if let Some(rspauth) = &info.rspauth
-            && let Some(ha1) = ha1(&answer.resolved, &session.realm, answer.candidate.algorithm)
+            && let Some(ha1) = ha1(&answer.resolved(), &session.realm, answer.algorithm)
         {
-            let mut expected = answer.answer(ha1.as_str(), "", uri, body);
+            let cnonce = answer.cnonce_text();
+            let mut expected = answer.answer(ha1.as_str(), cnonce.as_str(), "", uri, body);
             // The protection of the response is its own, RFC 7616 §3.5.
             expected.qop = expected.qop.map(|ours| info.qop.unwrap_or(ours));
             proof = match expected.response().as_str().eq_ignore_ascii_case(rspauth) {
@@ -292,7 +293,7 @@ impl Sessions {
                 Some(Due {
                     realm: &session.realm,
                     accepted_before: answer.accepted,
-                    resolved: &answer.resolved,
+                    resolved: answer.resolved(),
                 })
             })
     }
@@ -302,7 +303,7 @@ impl Sessions {
     pub(crate) fn algorithm_used(&self) -> Option<Algorithm> {
         let mut sent: Vec<_> = self.0.iter().filter(|session| session.sent).collect();
         sent.sort_by_key(|session| session.role != Role::Origin);
-        Some(sent.first()?.answer.as_ref()?.candidate.algorithm)
+        Some(sent.first()?.answer.as_ref()?.algorithm)
     }
 
     /// What can be answered in a realm, and with which credential.
@@ -382,6 +383,8 @@ impl Sessions {
                 if self.0.len() >= MOST_REALMS * 2 {
                     self.make_room();
                 }
+                // One realm is the rule, and there may be a hundred thousand of these.
+                self.0.reserve_exact(1);
                 self.0.push(Session::new(role, realm));
                 self.0.len() - 1
             }
@@ -431,7 +434,7 @@ impl Sessions {
             session
                 .answer
                 .as_ref()
-                .is_some_and(|answer| answer.candidate.weak_first)
+                .is_some_and(|answer| answer.weak_first)
         });
         Reaction::Answer { weak_first }
     }
@@ -555,13 +558,13 @@ impl Refusal {
 }
 
 /// An answer about to be sent, RFC 3261 §22.2.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Due<'a> {
     /// In which realm (RFC 3261 §22.1).
     pub(crate) realm: &'a str,
     /// Whether a 2xx has come to this very credential before (RFC 3261 §22.2).
     pub(crate) accepted_before: bool,
-    resolved: &'a Resolved,
+    resolved: Resolved,
 }
 
 impl Due<'_> {
@@ -707,14 +710,21 @@ struct Pending {
 /// A nonce and how it is answered.
 #[derive(Clone)]
 struct Current {
-    candidate: Candidate,
-    resolved: Resolved,
+    echo: Echo,
+    credentials: Credentials,
+    /// The same with what the provider returned for it; rare.
+    provided: Option<Box<Resolved>>,
     /// That of the challenge, or the `nextnonce` since.
     nonce: Box<str>,
-    /// Empty until the nonce is used; kept as long as it is, so that `-sess` keys stay valid.
-    cnonce: Box<str>,
+    /// None until the nonce is used; kept as long as it is, so that `-sess` keys stay valid.
+    cnonce: Option<[u8; 16]>,
     /// Uses of the nonce so far, across requests and cycles (RFC 7616 §3.4).
     nc: u32,
+    algorithm: Algorithm,
+    sess: bool,
+    qop: Option<Qop>,
+    /// MD5 that stood above SHA-2.
+    weak_first: bool,
     /// The nonce was obtained in this cycle.
     fresh: bool,
     /// A 2xx came to this credential.
@@ -774,7 +784,7 @@ impl Session {
         if !same && !first_use {
             return Judgement::Answer;
         }
-        let resolved = answer.resolved.clone();
+        let resolved = answer.resolved();
         answer.accepted = false;
         answer.withdraw();
         self.challenged = false;
@@ -800,11 +810,10 @@ impl Session {
                 .answer
                 .as_ref()
                 .filter(|answer| {
-                    *answer.resolved.credentials() == credentials
-                        && (answer.fresh || answer.accepted)
+                    answer.credentials == credentials && (answer.fresh || answer.accepted)
                 })
-                .filter(|answer| answer.resolved.provided().is_some())
-                .map(|answer| answer.resolved.clone()),
+                .filter(|answer| answer.resolved().provided().is_some())
+                .map(|answer| answer.resolved()),
         };
         let usable = known.and_then(|resolved| {
             let covers = |candidate: &Candidate| {
@@ -828,24 +837,34 @@ impl Session {
 
     /// Makes `candidate` the challenge to answer; a nonce that comes again is counted on.
     fn adopt(&mut self, candidate: Candidate, resolved: Resolved) {
-        let nonce: Box<str> = candidate.challenge.nonce().unwrap_or_default().into();
-        if let Some(realm) = candidate.challenge.realm() {
-            // Its spelling may have changed, and it is hashed.
-            self.realm = realm.into();
-        }
-        let (mut cnonce, mut nc, mut accepted) = (Box::default(), 0, false);
+        let Candidate {
+            challenge,
+            algorithm,
+            sess,
+            qop,
+            weak_first,
+        } = candidate;
+        let (realm, nonce, echo) = challenge.into_parts();
+        // Its spelling may have changed, and it is hashed.
+        self.realm = realm;
+        let (mut cnonce, mut nc, mut accepted) = (None, 0, false);
         if let Some(before) = self.answer.take() {
-            accepted = before.accepted && before.resolved == resolved;
+            accepted = before.accepted && before.resolved() == resolved;
             if before.nonce == nonce {
                 (cnonce, nc) = (before.cnonce, before.nc);
             }
         }
         let current = Current {
-            candidate,
-            resolved,
+            echo,
+            credentials: resolved.credentials().clone(),
+            provided: resolved.provided().is_some().then(|| Box::new(resolved)),
             nonce,
             cnonce,
             nc,
+            algorithm,
+            sess,
+            qop,
+            weak_first,
             fresh: true,
             accepted,
             reusable: false,
@@ -862,7 +881,7 @@ impl fmt::Debug for Session {
         shown.field("role", &self.role).field("realm", &self.realm);
         if let Some(answer) = &self.answer {
             shown
-                .field("algorithm", &answer.candidate.algorithm)
+                .field("algorithm", &answer.algorithm)
                 .field("nc", &answer.nc);
             shown.field("accepted", &answer.accepted);
         }
@@ -871,21 +890,35 @@ impl fmt::Debug for Session {
 }
 
 impl Current {
+    /// The credential with what the provider returned for it.
+    fn resolved(&self) -> Resolved {
+        match &self.provided {
+            Some(resolved) => Resolved::clone(resolved),
+            None => Resolved::new(self.credentials.clone(), None),
+        }
+    }
+
+    /// The cnonce as it is written, empty while there is none.
+    fn cnonce_text(&self) -> Hex {
+        Hex::of_bytes(self.cnonce.as_ref().map_or(&[], |bytes| &bytes[..]))
+    }
+
     fn answer<'a>(
         &'a self,
         ha1: &'a str,
+        cnonce: &'a str,
         method: &'a str,
         uri: &'a str,
         body: &'a [u8],
     ) -> Answer<'a> {
         Answer {
-            algorithm: self.candidate.algorithm,
-            sess: self.candidate.sess,
+            algorithm: self.algorithm,
+            sess: self.sess,
             ha1,
             nonce: &self.nonce,
-            cnonce: &self.cnonce,
+            cnonce,
             nc: self.nc,
-            qop: self.candidate.qop,
+            qop: self.qop,
             method,
             uri,
             body,
@@ -895,12 +928,14 @@ impl Current {
     /// Not to be sent again unless asked for; the count of the nonce stays.
     fn withdraw(&mut self) {
         self.reusable = false;
-        self.resolved.forget_provided();
+        if let Some(resolved) = &mut self.provided {
+            resolved.forget_provided();
+        }
     }
 
     fn renew(&mut self, nonce: Box<str>) {
         self.nonce = nonce;
-        self.cnonce = Box::default();
+        self.cnonce = None;
         self.nc = 0;
         self.fresh = true;
     }
