@@ -12,4 +12,6 @@ mod rules_auth;
 mod rules_commands;
 mod rules_contact;
 mod rules_refresh;
+mod rules_retry;
+mod rules_soak;
 mod torture;
