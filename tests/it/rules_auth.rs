@@ -402,3 +402,30 @@ fn d10_a_423_is_never_guessed() {
         }
     }
 }
+
+#[test]
+fn d6_two_wrong_passwords_of_one_account_do_not_unblock_each_other() {
+    let wrong = |password: &str| {
+        built(
+            Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+                .outbound_auth(Credentials::password("alice", password))
+                .auth_rejection_permanent(false)
+                .max_random_initial_delay(secs(0)),
+        )
+    };
+    let mut sim = Sim::many([wrong("one"), wrong("two")]);
+    let (mut answers, mut nonce) = (0, 0);
+    while sim.elapsed() < secs(3600) {
+        let sent = sim.all_sent();
+        if sent.is_empty() {
+            let Some(next) = sim.deadline() else { break };
+            sim.advance(next);
+        }
+        for request in sent {
+            nonce += 1;
+            answers += u32::from(!request.text_of("Authorization").is_empty());
+            sim.reply(&request, Reply::challenge("r", &format!("n{nonce}")));
+        }
+    }
+    assert_eq!(answers, 3);
+}
