@@ -934,21 +934,23 @@ fn f36_every_change_is_told_and_told_once() {
 /// opensips#3270: with a wrong password the registrar was hammered at the timer's pace.
 #[test]
 fn f40_failed_registrations_follow_their_own_intervals() {
-    // The default: the first refusal is the last.
-    let mut sim = Sim::new(built(account().expiration(secs(20))));
-    let first = sim.sent();
-    sim.reply(&first, Reply::challenge("r", "n1"));
-    let answer = sim.sent();
-    sim.reply(&answer, Reply::challenge("r", "n2"));
-    assert_matches!(
-        &sim.events()[..],
-        [Event::GaveUp {
-            failure: Failure::CredentialsRefused { .. },
-            why: GiveUp::CredentialsRefused,
-            ..
-        }]
-    );
-    assert_eq!(all_within(&mut sim, DAY).len(), 0);
+    // The first refusal is the last, also where everything else is tried for ever.
+    for policy in [Policy::default(), Policy::persistent()] {
+        let mut sim = Sim::new(built(account().policy(policy).expiration(secs(20))));
+        let first = sim.sent();
+        sim.reply(&first, Reply::challenge("r", "n1"));
+        let answer = sim.sent();
+        sim.reply(&answer, Reply::challenge("r", "n2"));
+        assert_matches!(
+            &sim.events()[..],
+            [Event::GaveUp {
+                failure: Failure::CredentialsRefused { .. },
+                why: GiveUp::CredentialsRefused,
+                ..
+            }]
+        );
+        assert_eq!(all_within(&mut sim, DAY).len(), 0);
+    }
 
     // Refusals that may pass: retry_interval apart, and three an hour at most.
     for policy in [Policy::default(), Policy::asterisk()] {
