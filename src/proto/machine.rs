@@ -41,6 +41,10 @@ const CYCLE: Duration = Duration::from_secs(96);
 const PACE: Duration = Duration::from_secs(1);
 /// A lease lost earlier than this after its grant counts as a failure (D2)
 const FLAP: Duration = Duration::from_secs(30);
+/// Retries that do not count and are taken at the registrar's word (D11); later ones wait 1, 3, 7 … s at least
+const UNCOUNTED: u8 = 3;
+/// Retries that do not count never have to wait longer than this
+const UNCOUNTED_LEAST: Duration = Duration::from_secs(60);
 /// How many Contacts are remembered that the registrar may still hold (D18)
 const STALE: usize = 4;
 /// How long the host may take to name the addresses; a name service that takes longer is down
@@ -367,6 +371,8 @@ pub struct Machine {
     then_at: Option<Instant>,
     retries: u32,
     flaps: u32,
+    /// Retries in a row that did not count
+    uncounted: u8,
     last_start: Option<Instant>,
     last_failure: Option<Box<Failure>>,
     reference: ReferenceStatus,
@@ -420,6 +426,7 @@ impl Machine {
             then_at: None,
             retries: 0,
             flaps: 0,
+            uncounted: 0,
             last_start: None,
             last_failure: None,
             reference: ReferenceStatus::Unregistered,
@@ -622,6 +629,13 @@ impl Machine {
             .then
             .iter()
             .any(|then| matches!(then, Then::Stop { .. }));
+        if stopping && matches!(then, Then::Reconfigure(_)) {
+            // The entry stays after a plain stop: it has the new configuration then, and starts nothing.
+            self.then
+                .retain(|then| !matches!(then, Then::Reconfigure(_)));
+            self.then.push(then);
+            return;
+        }
         if stopping && !matches!(then, Then::Stop { .. }) {
             // A stop is never turned into a registration again (D21).
             return;
@@ -802,6 +816,27 @@ impl Machine {
         }
     }
 
+    /// Takes a configuration over without starting anything.
+    fn adopt(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        if self.registration.change_to(&to) == Change::Replaces {
+            let identity = Identity {
+                branch: self.identity.branch.clone(),
+                guard_key: self.identity.guard_key,
+                ..Identity::default()
+            };
+            let (ops, last_start) = (self.ops, self.last_start);
+            *self = Self {
+                ops,
+                last_start,
+                ..Self::new(to, identity, cx.entropy)
+            };
+        } else {
+            let credentials = self.registration.outbound_auth() != to.outbound_auth();
+            self.registration = to;
+            self.reset(credentials);
+        }
+    }
+
     /// The REGISTER after an un-REGISTER: at once, or with the reference's delay.
     fn register_again(&mut self, cx: &mut Out<'_>) {
         if self.registration.policy().initial_delay == InitialDelay::AtLeastOneSecond {
@@ -821,12 +856,20 @@ impl Machine {
         {
             self.then.push(Then::Register);
         }
-        if matches!(self.plan, Plan::Paused { .. }) {
-            self.begin(cx, Purpose::Register, true);
+        match &mut self.plan {
+            Plan::Paused { .. } => self.begin(cx, Purpose::Register, true),
+            // A query that was asked for in the pause ends first.
+            Plan::Cycle(cycle) if matches!(cycle.before, Plan::Paused { .. }) => {
+                cycle.before = Plan::Waiting { until: cx.now };
+            }
+            _ => {}
         }
     }
 
     fn retry_credentials(&mut self, cx: &mut Out<'_>) {
+        if self.credentials_refused() && matches!(self.plan, Plan::Cycle(_)) {
+            return self.or_after(cx, Then::Refresh);
+        }
         if self.credentials_refused() && matches!(self.plan, Plan::Idle | Plan::Waiting { .. }) {
             // Not which realms were answered with SHA-2: that holds until reconfigured (D5).
             self.sessions.clear_for_retry();
@@ -930,6 +973,10 @@ impl Machine {
             let next_in = match &self.plan {
                 Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
                 Plan::Cycle(cycle) if cycle.purpose == Purpose::Register => Some(Duration::ZERO),
+                Plan::Cycle(cycle) => match &cycle.before {
+                    Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
+                    _ => None,
+                },
                 _ => None,
             };
             cx.out.push(Output::Event(Event::Expired { next_in }));
@@ -1129,12 +1176,22 @@ impl Machine {
                 {
                     targets[..=place].rotate_right(1);
                 }
+                // A name that lists an address twice has one target there.
+                let mut seen = Vec::with_capacity(targets.len());
+                targets.retain(|target| {
+                    let new = !seen.contains(&target.address());
+                    seen.push(target.address());
+                    new
+                });
                 self.down.retain(|(_, until)| cx.now < *until);
                 targets.sort_by_key(|target| self.down.iter().any(|(down, _)| down == target));
                 targets.truncate(TARGETS_A_CYCLE);
                 cycle.targets = targets;
                 cycle.next = 0;
-                cycle.at_target = 0;
+                // A redirect, to this very target perhaps, gives no new budget (D3).
+                if cycle.redirects == 0 {
+                    cycle.at_target = 0;
+                }
                 self.open(cx);
             }
             Ok(_) => self.unlocated(
@@ -1226,7 +1283,12 @@ impl Machine {
                     write::contact_uri(&self.registration, &info, line).into()
                 });
                 cycle.flow = Some((flow, info));
-                self.send(cx);
+                // An answer that waited for the guard, or went to another target, has to pass the guard here too (D6).
+                if cycle.authenticated {
+                    self.answer(cx);
+                } else {
+                    self.send(cx);
+                }
             }
             Err(error) => self.next_target(cx, Failure::Flow(error), None),
         }
@@ -1234,6 +1296,9 @@ impl Machine {
 
     /// Another target of the same answer, in the same cycle (RFC 3263 §4.3); none left: the cycle has failed.
     fn next_target(&mut self, cx: &mut Out<'_>, failure: Failure, exchange: Option<Box<Exchange>>) {
+        // Nobody said whether the credentials were right: for another target they have to pass the guard again.
+        self.prove(cx, None);
+        self.cancel_step(cx);
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
@@ -1404,7 +1469,7 @@ impl Machine {
         }
         let failure = Failure::Rejected {
             code,
-            reason: response.reason().as_ref().into(),
+            reason: plain(&response.reason()),
         };
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
@@ -1869,6 +1934,7 @@ impl Machine {
                 self.may_live = Some(expires_at);
                 self.retries = 0;
                 self.last_failure = None;
+                self.uncounted = 0;
                 self.reference = ReferenceStatus::Registered;
                 self.plan = Plan::Waiting { until };
                 let registered = Box::new(registered);
@@ -1889,7 +1955,15 @@ impl Machine {
                 self.stale.clear();
                 self.lease = None;
                 self.may_live = None;
-                self.plan = Plan::Idle;
+                let paused = match &self.plan {
+                    Plan::Cycle(cycle) => match cycle.before {
+                        Plan::Paused { until } => Some(until),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                // Nothing but resume and refresh ends a pause.
+                self.plan = paused.map_or(Plan::Idle, |until| Plan::Paused { until });
                 self.reference = ReferenceStatus::Unregistered;
                 cx.out
                     .push(Output::Event(Event::Unregistered(Removal::Removed)));
@@ -1911,8 +1985,12 @@ impl Machine {
         cx.out
             .push(Output::Event(Event::Unregistered(removal.clone())));
         if matches!(self.then.first(), Some(Then::Stop { .. })) {
-            self.then.clear();
             self.then_at = None;
+            for then in std::mem::take(&mut self.then) {
+                if let Then::Reconfigure(to) = then {
+                    self.adopt(cx, to);
+                }
+            }
             cx.out.push(Output::Done(removal));
         } else {
             self.finish(cx);
@@ -2018,6 +2096,15 @@ impl Machine {
                 counted,
             } => {
                 self.retries += u32::from(counted);
+                // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
+                self.uncounted = if counted {
+                    0
+                } else {
+                    self.uncounted.saturating_add(1)
+                };
+                let doublings = u32::from(self.uncounted.saturating_sub(UNCOUNTED)).min(6);
+                let least = Duration::from_secs((1 << doublings) - 1).min(UNCOUNTED_LEAST);
+                let after = after.max(least);
                 let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));
                 self.plan = Plan::Waiting {
                     until: cx.now + retry_in,
@@ -2077,7 +2164,7 @@ impl Machine {
         let text = |name: &str| {
             response
                 .and_then(|r| r.header(name))
-                .map(|value| value.as_ref().into())
+                .map(|value| plain(&value))
         };
         let extensions = response.map(|response| match response.code() {
             420 => response.option_tags("Unsupported"),
@@ -2182,6 +2269,19 @@ fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
         .iter()
         .take(8)
         .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Text of a peer as events and logs may show it: no control characters, and none that turn the writing direction
+fn plain(text: &str) -> Box<str> {
+    let odd = |c: &char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .filter(|c| !odd(c))
+        .take(256)
+        .collect::<String>()
+        .into()
 }
 
 /// Whether a Via's sent-by is what we wrote; a port left out is the default one

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::time::{Duration, Instant};
 
 /// One request on its way, and when it is sent again
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Transaction {
     pub(crate) branch: Box<str>,
     pub(crate) message: Bytes,
@@ -18,6 +18,19 @@ pub(crate) struct Transaction {
     timeout_at: Instant,
     /// Whether a provisional answer came: such a timeout does not fail over (RFC 3263 §4.3)
     pub(crate) answered: bool,
+}
+
+impl std::fmt::Debug for Transaction {
+    /// Shows no message: it carries credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction")
+            .field("sent_at", &self.sent_at)
+            .field("resend_at", &self.resend_at)
+            .field("resend_after", &self.resend_after)
+            .field("timeout_at", &self.timeout_at)
+            .field("answered", &self.answered)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a deadline of a transaction asks for
