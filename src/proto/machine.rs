@@ -1922,6 +1922,10 @@ impl Machine {
                     self.stale.push((before.contact, before.expires_at));
                 }
                 self.stale.retain(|(uri, _)| *uri != contact && !replaced);
+                if self.stale.is_empty() {
+                    // Idle registrations are many: an empty list keeps no memory.
+                    self.stale = Vec::new();
+                }
                 self.lease = Some(Lease {
                     contact,
                     at: cx.now,
@@ -2011,6 +2015,9 @@ impl Machine {
         while !matches!(self.plan, Plan::Cycle(_)) && !self.then.is_empty() {
             let then = self.then.remove(0);
             self.do_then(cx, then);
+        }
+        if self.then.is_empty() {
+            self.then = Vec::new();
         }
     }
 
