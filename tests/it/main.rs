@@ -11,6 +11,7 @@ mod machine;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;
+mod rules_identity;
 mod rules_peer;
 mod rules_refresh;
 mod rules_retry;
