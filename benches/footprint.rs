@@ -18,7 +18,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// What one registration may weigh, all in: it fails where that grows
 ///
 /// The aim is 1024, and is not reached yet; `docs/design.md` says where the bytes are.
-const MOST_BYTES: f64 = 1500.0;
+const MOST_BYTES: f64 = 1450.0;
 /// Registrations; fewer where the compiler did not optimise
 const COUNT: usize = if cfg!(debug_assertions) {
     5_000

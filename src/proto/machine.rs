@@ -2135,10 +2135,6 @@ impl Machine {
                     lease_left,
                     exchange,
                 }));
-                debug_assert!(matches!(
-                    why,
-                    GiveUp::MaxRetries | GiveUp::NoInterval | GiveUp::CredentialsRefused
-                ));
             }
         }
         self.finish(cx);
