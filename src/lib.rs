@@ -175,7 +175,8 @@ pub use proto::{
 pub use resolve::SystemResolver;
 pub use traits::{
     Answer, CredentialProvider, CredentialsQuery, Flow, Host, Inbound, InboundMessage, Match,
-    Query, Received, RegisterError, Registrar, ResolveError, Resolver, Transport,
+    Naptr, Query, QueryKind, Received, Records, RegisterError, Registrar, ResolveError, Resolver,
+    Srv, Transport,
 };
 #[cfg(feature = "tokio")]
 pub use transport::{TcpTransport, UdpTransport};

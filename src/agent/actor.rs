@@ -74,7 +74,7 @@ pub(super) enum Outcome {
 /// What a task of ours finds out; kept by task, so that one that panics is answered for
 #[derive(Debug, Clone)]
 pub(super) enum Question {
-    Resolve(Arc<str>),
+    Resolve(Query),
     Open(FlowId, usize),
     Credentials(RegistrationId, OpId),
 }
@@ -387,12 +387,12 @@ impl Core {
             }
         };
         match (self.questions.remove(&task), found) {
-            (Some(Question::Resolve(host)), found) => {
+            (Some(Question::Resolve(query)), found) => {
                 let result = match found {
                     Some(Found::Resolved(result)) => result,
                     _ => Err(ResolveError::Failed("the resolver panicked".into())),
                 };
-                self.with(|pool, cx| pool.resolved(cx, &host, result));
+                self.with(|pool, cx| pool.resolved(cx, &query, result));
             }
             (Some(Question::Open(flow, transport)), found) => {
                 let result = match found {
@@ -482,7 +482,7 @@ impl Core {
 
     pub(super) fn carry_out(&mut self, output: PoolOutput) {
         match output {
-            PoolOutput::Resolve(host) => self.resolve(host),
+            PoolOutput::Resolve(query) => self.resolve(query),
             PoolOutput::Open {
                 flow,
                 transport,
@@ -517,10 +517,9 @@ impl Core {
         handle
     }
 
-    pub(super) fn resolve(&mut self, host: Arc<str>) {
+    pub(super) fn resolve(&mut self, query: Query) {
         let resolver = Arc::clone(&self.resolver);
-        let query = Query::new(Arc::clone(&host));
-        self.spawn(Question::Resolve(host), async move {
+        self.spawn(Question::Resolve(query.clone()), async move {
             let asked = tokio::time::timeout(RESOLVE, resolver.resolve(&query)).await;
             let answer = asked.unwrap_or(Err(ResolveError::Timeout));
             Found::Resolved(answer.map(|answer| {

@@ -14,6 +14,8 @@ pub enum Protocol {
     Udp,
     /// A stream, framed by Content-Length
     Tcp,
+    /// A stream inside TLS
+    Tls,
 }
 
 impl Protocol {
@@ -29,19 +31,29 @@ impl Protocol {
         match self {
             Self::Udp => "UDP",
             Self::Tcp => "TCP",
+            Self::Tls => "TLS",
         }
     }
 
     /// The port where a URI names none (RFC 3261 §19.1.2).
     #[must_use]
     pub const fn default_port(self) -> u16 {
-        5060
+        match self {
+            Self::Tls => 5061,
+            Self::Udp | Self::Tcp => 5060,
+        }
+    }
+
+    /// Whether only this protocol's like may carry `sips` (RFC 3261 §26.2.2).
+    #[must_use]
+    pub const fn is_secure(self) -> bool {
+        matches!(self, Self::Tls)
     }
 
     /// The protocol that a `transport=` parameter names, in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Tcp]
+        [Self::Udp, Self::Tcp, Self::Tls]
             .into_iter()
             .find(|p| p.name().eq_ignore_ascii_case(name))
     }

@@ -1,6 +1,6 @@
 //! Names to addresses by the operating system.
 
-use crate::{Answer, Query, ResolveError, Resolver};
+use crate::{Answer, Query, QueryKind, ResolveError, Resolver};
 use async_trait::async_trait;
 use std::io::{Error, ErrorKind};
 use std::net::IpAddr;
@@ -25,13 +25,16 @@ impl SystemResolver {
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn resolve(&self, query: &Query) -> Result<Answer, ResolveError> {
-        let host = query.host.trim_start_matches('[').trim_end_matches(']');
+        if query.kind != QueryKind::Addresses {
+            return Err(ResolveError::Unsupported(query.kind));
+        }
+        let host = query.name.trim_start_matches('[').trim_end_matches(']');
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok(Answer::new(vec![address]));
         }
         let found = tokio::net::lookup_host((host, 0))
             .await
-            .map_err(|error| refusal(&query.host, &error))?;
+            .map_err(|error| refusal(&query.name, &error))?;
         let mut addresses = Vec::new();
         for address in found.map(|socket| socket.ip().to_canonical()) {
             if !addresses.contains(&address) {
@@ -39,7 +42,7 @@ impl Resolver for SystemResolver {
             }
         }
         if addresses.is_empty() {
-            Err(ResolveError::NoAddress(Arc::clone(&query.host)))
+            Err(ResolveError::NoAddress(Arc::clone(&query.name)))
         } else {
             Ok(Answer::new(addresses))
         }
@@ -92,7 +95,9 @@ mod tests {
             .resolve(&Query::new("localhost"))
             .await
             .unwrap();
-        assert!(answer.addresses.iter().all(IpAddr::is_loopback) && !answer.addresses.is_empty());
+        assert!(
+            answer.addresses().iter().all(IpAddr::is_loopback) && !answer.addresses().is_empty()
+        );
     }
 
     #[test]

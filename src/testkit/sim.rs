@@ -3,7 +3,8 @@
 use super::message::{Reply, SentRequest};
 use crate::{
     Answer, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, Pool, PoolOutput, Protocol,
-    Received, Registration, RegistrationId, Removal, Request, ResolveError, Secret, Status, Target,
+    Query, QueryKind, Received, Registration, RegistrationId, Removal, Request, ResolveError,
+    Secret, Status, Target,
 };
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
@@ -37,7 +38,7 @@ pub struct Sim {
     now: Instant,
     ids: Vec<RegistrationId>,
     flows: HashMap<FlowId, Target>,
-    names: HashMap<String, Result<Vec<IpAddr>, ResolveError>>,
+    names: HashMap<Query, Result<Answer, ResolveError>>,
     refusals: VecDeque<FlowError>,
     secret: Option<Secret>,
     sent: VecDeque<SentRequest>,
@@ -140,7 +141,13 @@ impl Sim {
 
     /// What a name resolves to from now on; without it every name is 192.0.2.9.
     pub fn resolve(&mut self, host: &str, result: Result<Vec<IpAddr>, ResolveError>) {
-        self.names.insert(host.to_owned(), result);
+        self.answer(Query::new(host), result.map(Answer::new));
+    }
+
+    /// What the name service says to a question from now on. Without it a name has the address 192.0.2.9 and neither SRV
+    /// nor NAPTR records.
+    pub fn answer(&mut self, query: Query, result: Result<Answer, ResolveError>) {
+        self.names.insert(query, result);
     }
 
     /// The next flow cannot be made.
@@ -261,13 +268,16 @@ impl Sim {
 
     fn carry_out(&mut self, output: PoolOutput) {
         match output {
-            PoolOutput::Resolve(host) => {
+            PoolOutput::Resolve(query) => {
                 let found = self
                     .names
-                    .get(&*host)
+                    .get(&query)
                     .cloned()
-                    .unwrap_or_else(|| Ok(vec![IpAddr::from([192, 0, 2, 9])]));
-                self.with(|pool, cx| pool.resolved(cx, &host, found.map(Answer::new)));
+                    .unwrap_or_else(|| match query.kind {
+                        QueryKind::Addresses => Ok(Answer::new(vec![IpAddr::from([192, 0, 2, 9])])),
+                        _ => Err(ResolveError::NoAddress(Arc::clone(&query.name))),
+                    });
+                self.with(|pool, cx| pool.resolved(cx, &query, found));
             }
             PoolOutput::Open { flow, target, .. } => {
                 let result = match self.refusals.pop_front() {

@@ -15,5 +15,5 @@ pub(crate) use inbound::FirstLine;
 pub(crate) use inbound::{Arrival, Sink};
 pub use inbound::{Inbound, Received};
 pub use registrar::{RegisterError, Registrar};
-pub use resolve::{Answer, Query, ResolveError, Resolver};
+pub use resolve::{Answer, Naptr, Query, QueryKind, Records, ResolveError, Resolver, Srv};
 pub use transport::{Flow, Transport};

@@ -148,7 +148,7 @@ struct Names;
 #[async_trait]
 impl Resolver for Names {
     async fn resolve(&self, query: &Query) -> Result<Answer, ResolveError> {
-        match &*query.host {
+        match &*query.name {
             "registrar.example.com" => {
                 Ok(Answer::new(vec![IpAddr::from([192, 0, 2, 9])]).with_ttl(HOUR))
             }
@@ -492,7 +492,7 @@ fn whatever_a_host_or_a_mock_has_to_produce_can_be_made() {
     assert_matches!(ready(Keychain.credentials(id, &query)), Some(secret) if secret.covers(Algorithm::Md5));
     let found = ready(Names.resolve(&Query::new("registrar.example.com")));
     assert_eq!(
-        found.map(|answer| (answer.addresses.len(), answer.ttl)),
+        found.map(|answer| (answer.addresses().len(), answer.ttl)),
         Ok((1, HOUR))
     );
     assert_matches!(
@@ -698,9 +698,9 @@ impl Loop {
 
     fn carry_out(&mut self, output: PoolOutput) {
         match output {
-            PoolOutput::Resolve(host) => {
-                let answer = ready(Names.resolve(&Query::new(Arc::clone(&host))));
-                self.call(|pool, cx| pool.resolved(cx, &host, answer));
+            PoolOutput::Resolve(query) => {
+                let answer = ready(Names.resolve(&query));
+                self.call(|pool, cx| pool.resolved(cx, &query, answer));
             }
             PoolOutput::Open {
                 flow,

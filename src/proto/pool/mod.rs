@@ -1,12 +1,22 @@
 //! All registrations of an agent: slab, deadlines, flows, names, demultiplexing, the in-flight window. Still pure.
 
-use super::guard::{Guard, Pass};
-use super::ids::{FlowId, OpId, RegistrationId};
-use super::machine::{Cx, Guarded, Identity, Input, Machine, Output};
-use super::{Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target};
+mod flows;
+mod guarding;
+mod inbound;
+mod names;
+mod window;
+
+use flows::spread;
+
+use crate::proto::guard::{Guard, Pass};
+use crate::proto::ids::{FlowId, OpId, RegistrationId};
+use crate::proto::machine::{Cx, Guarded, Identity, Input, Machine, Output};
+use crate::proto::{
+    Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target,
+};
 use crate::{
-    Answer, Change, CredentialsQuery, InboundMessage, Match, Received, Registration, ResolveError,
-    Response, Scheme, Secret, SipUri,
+    Answer, Change, CredentialsQuery, InboundMessage, Match, Query, Received, Registration,
+    ResolveError, Response, Scheme, Secret, SipUri,
 };
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -32,8 +42,8 @@ type Out<'a> = Cx<'a, PoolOutput>;
 /// What a pool wants; a host that ignores one wedges registrations, so this enum is exhaustive
 #[derive(Debug)]
 pub enum PoolOutput {
-    /// Find the addresses of this name, and call [`Pool::resolved`]
-    Resolve(Arc<str>),
+    /// Ask the name service, and call [`Pool::resolved`]
+    Resolve(Query),
     /// Make this flow, and call [`Pool::opened`]
     Open {
         /// Its name
@@ -157,7 +167,7 @@ pub struct Pool {
     count: usize,
     deadlines: BTreeSet<(Instant, u32)>,
     transports: Vec<(Arc<str>, Vec<Protocol>)>,
-    names: HashMap<Arc<str>, Name>,
+    names: HashMap<Query, Name>,
     flows: HashMap<FlowId, FlowEntry>,
     by_key: HashMap<FlowKey, FlowId>,
     next_flow: u64,
@@ -371,184 +381,6 @@ impl Pool {
         }
     }
 
-    /// Hands over a message from the network; what is not ours comes back as [`PoolOutput::Message`].
-    pub fn received(&mut self, cx: &mut Out<'_>, received: Received) {
-        if !self.accepts(&received.message) {
-            return self.foreign(cx, received);
-        }
-        let response = match Response::parse(received.message) {
-            Ok(response) => response,
-            Err(error) => {
-                return tracing::trace!(%error, source = %received.source, "dropped a response");
-            }
-        };
-        let id = response
-            .via()
-            .and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
-        let Some(id) = id else { return };
-        if let Some(window) = self
-            .entry(id)
-            .and_then(|entry| entry.window)
-            .and_then(|target| self.windows.get_mut(&target))
-        {
-            window.limit = match response.code() {
-                503 => (window.limit / 2).max(LEAST_WINDOW),
-                _ => (window.limit + 1).min(WINDOW),
-            };
-        }
-        self.handle(cx, id, Input::Response(&response));
-    }
-
-    fn foreign(&mut self, cx: &mut Out<'_>, received: Received) {
-        // A response that is not ours, on a socket that is: nobody waits for it unless the host does.
-        let mut message = InboundMessage::new(received.source, received.message);
-        message.flow = received.flow.or_else(|| self.flow_from(received.source));
-        if let Ok(request) = message.request() {
-            let to = request
-                .header("To")
-                .map(|to| to.into_owned())
-                .unwrap_or_default();
-            message.registration = self.matches(&request.uri(), &to, received.source);
-        }
-        cx.out.push(PoolOutput::Message(message));
-    }
-
-    fn flow_from(&self, source: SocketAddr) -> Option<FlowId> {
-        self.by_key
-            .iter()
-            .find(|(key, _)| key.address == source)
-            .map(|(_, flow)| *flow)
-    }
-
-    /// The registration that an inbound request belongs to (D24): by `line` in To or Request-URI, else by the Contact's user
-    /// where exactly one registration has it. An ambiguous request belongs to none.
-    #[must_use]
-    pub fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match> {
-        let address = |text: &str| {
-            let inner = text
-                .split_once('<')
-                .and_then(|(_, rest)| rest.split_once('>'))
-                .map(|(uri, _)| uri);
-            SipUri::parse(inner.unwrap_or(text)).ok()
-        };
-        let request_uri = address(request_uri);
-        let line = |uri: &Option<SipUri>| {
-            let value = uri.as_ref()?.param("line").flatten()?;
-            (!value.is_empty())
-                .then(|| self.lines.get(value).copied())
-                .flatten()
-        };
-        let by_line = line(&address(to)).or_else(|| line(&request_uri));
-        let id = by_line.or_else(|| {
-            let user = request_uri.as_ref()?.user()?;
-            let mut found = self.ids().filter(|id| {
-                self.entry(*id).is_some_and(|entry| {
-                    let registration = entry.machine.registration();
-                    let on_flow = entry.machine.flow().and_then(|flow| self.flows.get(&flow));
-                    registration.contact_user().as_str() == Some(user)
-                        && on_flow.is_some_and(|flow| flow.key.address.ip() == source.ip())
-                })
-            });
-            found.next().filter(|_| found.next().is_none())
-        })?;
-        let endpoint = self.registration(id)?.endpoint().map(Arc::from);
-        Some(Match::new(id, endpoint))
-    }
-
-    /// The answer to [`PoolOutput::Resolve`].
-    pub fn resolved(&mut self, cx: &mut Out<'_>, host: &str, result: Result<Answer, ResolveError>) {
-        let Some((key, Name::Asked(askers))) = self.names.remove_entry(host) else {
-            return;
-        };
-        let name = match &result {
-            Ok(answer) => Name::Known {
-                addresses: answer.addresses.clone(),
-                until: cx.now + answer.ttl.min(LONGEST_TTL),
-            },
-            Err(error) => Name::Failed {
-                error: error.clone(),
-                until: cx.now + NAME_FAILED,
-            },
-        };
-        self.names.insert(Arc::clone(&key), name);
-        for (asker, wanted) in askers {
-            let result = match &result {
-                Ok(answer) => Ok(targets(&answer.addresses, &wanted, &key)),
-                Err(error) => Err(error.clone()),
-            };
-            self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result,
-                },
-            );
-        }
-    }
-
-    /// The answer to [`PoolOutput::Open`].
-    pub fn opened(
-        &mut self,
-        cx: &mut Out<'_>,
-        flow: FlowId,
-        result: Result<Arc<FlowInfo>, FlowError>,
-    ) {
-        let Some(entry) = self.flows.get_mut(&flow) else {
-            return;
-        };
-        let askers = std::mem::take(&mut entry.askers);
-        match &result {
-            Ok(info) => entry.info = Some(Arc::clone(info)),
-            Err(_) => self.drop_flow(flow),
-        }
-        for asker in askers {
-            let result = result.clone().map(|info| (flow, info));
-            self.handle(
-                cx,
-                asker.id,
-                Input::Opened {
-                    op: asker.op,
-                    result,
-                },
-            );
-        }
-        if self.flows.get(&flow).is_some_and(|entry| entry.users == 0) {
-            self.drop_flow(flow);
-            cx.out.push(PoolOutput::Close(flow));
-        }
-    }
-
-    /// A flow has ended: everything that rode on it registers again, spread (D13).
-    pub fn flow_failed(&mut self, cx: &mut Out<'_>, flow: FlowId, error: &FlowError) {
-        let Some(entry) = self.flows.get(&flow) else {
-            return;
-        };
-        if entry.info.is_none() {
-            return self.opened(cx, flow, Err(error.clone()));
-        }
-        let users: Vec<RegistrationId> = self
-            .ids()
-            .filter(|id| {
-                self.entry(*id)
-                    .is_some_and(|entry| entry.flows.contains(&Some(flow)))
-            })
-            .collect();
-        self.drop_flow(flow);
-        let spread = spread(users.len());
-        for id in users {
-            self.handle(
-                cx,
-                id,
-                Input::FlowFailed {
-                    flow,
-                    error: error.clone(),
-                    spread,
-                },
-            );
-        }
-    }
-
     /// The answer to [`PoolOutput::Credentials`].
     pub fn credentials(
         &mut self,
@@ -654,235 +486,6 @@ impl Pool {
         }
     }
 
-    /// Where a request goes: literals at once, names by the cache or the resolver.
-    fn locate(&mut self, cx: &mut Out<'_>, asker: Asker, uri: &SipUri) {
-        let named = self
-            .registration(asker.id)
-            .and_then(|registration| registration.transport().cloned());
-        let protocols = match &named {
-            None => None,
-            Some(name) => match self.transports.iter().find(|(known, _)| **known == **name) {
-                Some((_, protocols)) => Some(protocols.clone()),
-                None => {
-                    let error = ResolveError::Failed(format!("no transport named {name:?}").into());
-                    return self.handle(
-                        cx,
-                        asker.id,
-                        Input::Located {
-                            op: asker.op,
-                            result: Err(error),
-                        },
-                    );
-                }
-            },
-        };
-        let protocol = match (
-            uri.transport(),
-            uri.scheme(),
-            protocols.as_deref().and_then(<[_]>::first),
-        ) {
-            (Some(name), Scheme::Sip, _) => Protocol::from_name(name),
-            (None, Scheme::Sip, Some(protocol)) => Some(*protocol),
-            (None, Scheme::Sip, None) => Some(Protocol::Udp),
-            // Only TLS may carry `sips`, and no transport here speaks it yet.
-            (_, Scheme::Sips, _) => None,
-        };
-        let Some(protocol) = protocol else {
-            let error = ResolveError::Failed(
-                format!("no transport for {}", crate::uri::excerpt(uri.as_str())).into(),
-            );
-            return self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result: Err(error),
-                },
-            );
-        };
-        let wanted = Wanted {
-            protocol,
-            port: uri.port().unwrap_or_else(|| protocol.default_port()),
-        };
-        let host: Arc<str> = uri
-            .param("maddr")
-            .flatten()
-            .unwrap_or_else(|| uri.host())
-            .into();
-        if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            let result = Ok(targets(&[ip], &wanted, &host));
-            return self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result,
-                },
-            );
-        }
-        let result = match self.names.get_mut(&host) {
-            Some(Name::Asked(askers)) => return askers.push((asker, wanted)),
-            Some(Name::Known { addresses, until }) if cx.now < *until => {
-                Ok(targets(addresses, &wanted, &host))
-            }
-            Some(Name::Failed { error, until }) if cx.now < *until => Err(error.clone()),
-            _ => {
-                self.names
-                    .insert(Arc::clone(&host), Name::Asked(vec![(asker, wanted)]));
-                return cx.out.push(PoolOutput::Resolve(host));
-            }
-        };
-        self.handle(
-            cx,
-            asker.id,
-            Input::Located {
-                op: asker.op,
-                result,
-            },
-        );
-    }
-
-    /// Takes a place in the target's window, or a place in its queue (D16).
-    fn open_or_hold(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
-        if self.entry(asker.id).is_none() {
-            return;
-        }
-        let address = opening.target.address();
-        let window = self.windows.entry(address).or_insert_with(|| Window {
-            limit: WINDOW,
-            used: 0,
-            queue: VecDeque::new(),
-        });
-        let place = self
-            .slots
-            .get(asker.id.index as usize)
-            .and_then(|slot| slot.entry.as_ref());
-        let holds_one = place.is_some_and(|entry| entry.window == Some(address));
-        if !holds_one && window.used >= window.limit {
-            // One that asks again keeps its place.
-            match window
-                .queue
-                .iter_mut()
-                .find(|(queued, _)| queued.id == asker.id)
-            {
-                Some(place) => *place = (asker, opening),
-                None => window.queue.push_back((asker, opening)),
-            }
-            return self.handle(cx, asker.id, Input::Held(asker.op));
-        }
-        if !holds_one {
-            window.used += 1;
-            if let Some(entry) = self.entry_mut(asker.id) {
-                entry.window = Some(address);
-            }
-        }
-        self.open(cx, asker, opening);
-    }
-
-    fn open(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
-        let Opening {
-            target,
-            prefer,
-            fresh,
-        } = opening;
-        let named = self
-            .registration(asker.id)
-            .and_then(|registration| registration.transport().cloned());
-        let key = FlowKey {
-            transport: named,
-            protocol: target.protocol(),
-            address: target.address(),
-        };
-        let known = prefer
-            .filter(|flow| self.flows.contains_key(flow))
-            .or_else(|| self.by_key.get(&key).copied());
-        if let Some(flow) = known.filter(|_| !fresh)
-            && let Some(entry) = self.flows.get_mut(&flow)
-        {
-            match &entry.info {
-                None => entry.askers.push(asker),
-                Some(info) => {
-                    let result = Ok((flow, Arc::clone(info)));
-                    self.handle(
-                        cx,
-                        asker.id,
-                        Input::Opened {
-                            op: asker.op,
-                            result,
-                        },
-                    );
-                }
-            }
-            return;
-        }
-        let flow = FlowId::new(self.next_flow);
-        self.next_flow += 1;
-        self.by_key.insert(key.clone(), flow);
-        let transport = key.transport.clone();
-        self.flows.insert(
-            flow,
-            FlowEntry {
-                key,
-                users: 0,
-                info: None,
-                askers: vec![asker],
-            },
-        );
-        cx.out.push(PoolOutput::Open {
-            flow,
-            transport,
-            target,
-        });
-    }
-
-    fn guard(&mut self, cx: &mut Out<'_>, asker: Asker, guarded: Box<[Guarded]>) {
-        // One that waited may have ended since.
-        let Some(entry) = self
-            .entry_mut(asker.id)
-            .filter(|entry| entry.machine.guarding(asker.op))
-        else {
-            return;
-        };
-        entry.guarded = guarded.clone();
-        let allowed = match self.guard.ask(cx.now, &guarded) {
-            Pass::Go(counted) => {
-                if let Some(entry) = self.entry_mut(asker.id) {
-                    entry.in_flight.extend(counted);
-                }
-                true
-            }
-            Pass::Wait => return self.waiting_for_guard.push_back((asker, guarded)),
-            Pass::Never => false,
-        };
-        let op = asker.op;
-        self.handle(cx, asker.id, Input::Guarded { op, allowed });
-    }
-
-    fn proved(
-        &mut self,
-        cx: &mut Out<'_>,
-        id: RegistrationId,
-        credential: &[Guarded],
-        accepted: Option<bool>,
-    ) {
-        let Some(entry) = self.entry_mut(id) else {
-            return;
-        };
-        let (flown, stay) = std::mem::take(&mut entry.in_flight)
-            .into_iter()
-            .partition::<Vec<_>, _>(|one| credential.contains(one));
-        entry.in_flight = stay;
-        if accepted == Some(false) {
-            // What `retry_credentials` forgives.
-            entry.guarded = credential.into();
-        }
-        self.guard.proved(cx.now, credential, accepted, &flown);
-        // Each of those that waited asks again, and waits again where it must; the round is as long as the queue.
-        for (asker, guarded) in std::mem::take(&mut self.waiting_for_guard) {
-            self.guard(cx, asker, guarded);
-        }
-    }
-
     fn cancel(&mut self, cx: &mut Out<'_>, asker: Asker) {
         let mut unwanted = Vec::new();
         for (flow, entry) in &mut self.flows {
@@ -956,44 +559,6 @@ impl Pool {
         }
     }
 
-    fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId) {
-        let Some(entry) = self.flows.get_mut(&flow) else {
-            return;
-        };
-        entry.users = entry.users.saturating_sub(1);
-        if entry.users == 0 && entry.askers.is_empty() {
-            self.drop_flow(flow);
-            cx.out.push(PoolOutput::Close(flow));
-        }
-    }
-
-    fn drop_flow(&mut self, flow: FlowId) {
-        if let Some(entry) = self.flows.remove(&flow)
-            && self.by_key.get(&entry.key) == Some(&flow)
-        {
-            self.by_key.remove(&entry.key);
-        }
-    }
-
-    /// A place in a target's window is free: those who wait move up.
-    fn release(&mut self, cx: &mut Out<'_>, address: SocketAddr) {
-        let Some(window) = self.windows.get_mut(&address) else {
-            return;
-        };
-        window.used = window.used.saturating_sub(1);
-        if window.used == 0 && window.queue.is_empty() {
-            self.windows.remove(&address);
-            return;
-        }
-        // As many as there is room for: the window may have grown since.
-        while let Some(window) = self.windows.get_mut(&address)
-            && window.used < window.limit
-            && let Some((asker, opening)) = window.queue.pop_front()
-        {
-            self.open_or_hold(cx, asker, opening);
-        }
-    }
-
     fn forget(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
         let Some(slot) = self.slots.get_mut(id.index as usize) else {
             return;
@@ -1016,14 +581,6 @@ impl Pool {
         if let Some(address) = entry.window {
             self.release(cx, address);
         }
-    }
-
-    fn id_of(&self, branch: &str) -> Option<RegistrationId> {
-        let rest = branch.strip_prefix("z9hG4bK")?.strip_prefix(&*self.tag)?;
-        let index = u32::from_str_radix(rest.get(..8)?, 16).ok()?;
-        let generation = u32::from_str_radix(rest.get(8..16)?, 16).ok()?;
-        let id = RegistrationId { index, generation };
-        self.entry(id).map(|_| id)
     }
 
     fn entry(&self, id: RegistrationId) -> Option<&Entry> {
@@ -1052,20 +609,4 @@ impl Pool {
             })
         })
     }
-}
-
-fn targets(addresses: &[IpAddr], wanted: &Wanted, host: &Arc<str>) -> Vec<Target> {
-    addresses
-        .iter()
-        .map(|ip| {
-            Target::new(wanted.protocol, SocketAddr::new(*ip, wanted.port))
-                .with_host(Arc::clone(host))
-        })
-        .collect()
-}
-
-fn spread(users: usize) -> Duration {
-    SPREAD_EACH
-        .saturating_mul(u32::try_from(users).unwrap_or(u32::MAX))
-        .min(SPREAD_LONGEST)
 }

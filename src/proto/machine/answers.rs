@@ -1,0 +1,656 @@
+//! What the registrar said.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn response(&mut self, cx: &mut Out<'_>, response: &Response) {
+        let timers = self.registration.policy().timers.clone();
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let Step::Registering(transaction) = &mut cycle.step else {
+            return;
+        };
+        let Some((_, info)) = &cycle.flow else { return };
+        // RFC 3261 §17.1.3: branch and CSeq method; §8.1.3.3 and §18.1.2: one Via, our sent-by (D25).
+        let Some(via) = response.via() else { return };
+        let matches = via.branch.as_deref() == Some(&*transaction.branch)
+            && response.via_count() == 1
+            && response
+                .cseq()
+                .is_some_and(|(_, method)| method == "REGISTER")
+            && sent_by_is_ours(&via.host, via.port, info);
+        if !matches {
+            return;
+        }
+        if response.code() < 200 {
+            return transaction.provisional(&timers, cx.now);
+        }
+        let sent_at = transaction.sent_at;
+        let exchange = self.exchange(Some(response));
+        self.finale(cx, response, sent_at, exchange);
+    }
+
+    pub(super) fn finale(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        sent_at: Instant,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        let policy = Arc::clone(self.registration.policy());
+        let code = response.code();
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.code = Some(code);
+            // This request made no binding, earlier ones may have; 408 and 504 of a proxy say nothing of the registrar.
+            if code >= 300 && !matches!(code, 408 | 504) {
+                self.may_live = cycle.lived;
+                if cycle.purpose == Purpose::Register && cycle.lived.is_none() {
+                    self.stale.clear();
+                }
+            }
+        }
+        if matches!(code, 401 | 407 | 494) {
+            self.store_security(response);
+        }
+        let failure = Failure::Rejected {
+            code,
+            reason: plain(&response.reason()),
+        };
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let registers = cycle.purpose == Purpose::Register;
+        match code {
+            // D18: some registrars refuse two Contacts; this one is remembered.
+            400 | 403 | 413 | 500 if cycle.replaces => {
+                self.sole_contact = true;
+                self.sessions.begin_request();
+                self.send(cx);
+            }
+            200..=299 => self.success(cx, response, sent_at, exchange),
+            401 | 407 => self.challenged(cx, response, exchange),
+            423 if registers => {
+                let asked = self.registration.expiration().max(self.min_expires);
+                match response.delta_seconds("Min-Expires") {
+                    Some(least) if least > asked && least <= lease::LONGEST => {
+                        self.min_expires = least;
+                        self.sessions.begin_request();
+                        self.send(cx);
+                    }
+                    _ => self.fail(cx, failure, response.retry_after(), exchange),
+                }
+            }
+            494 if self.registration.security_negotiation() == SecurityNegotiation::Mediasec
+                && !cycle.security_resent =>
+            {
+                cycle.security_resent = true;
+                cycle.security_only_verify = true;
+                self.sessions.clear_for_retry();
+                self.send(cx);
+            }
+            420 if policy.drop_refused_tokens && !cycle.tokens_dropped => {
+                let refused = response.option_tags("Unsupported");
+                let says = |token: &str| refused.iter().any(|tag| tag.eq_ignore_ascii_case(token));
+                let gruu = says("gruu")
+                    && cycle.gruu
+                    && self
+                        .registration
+                        .supported()
+                        .iter()
+                        .any(|tag| tag.eq_ignore_ascii_case("gruu"));
+                let path = says("path") && cycle.path && self.registration.support_path();
+                let outbound =
+                    says("outbound") && cycle.outbound && self.registration.support_outbound();
+                cycle.tokens_dropped = true;
+                cycle.path &= !path;
+                cycle.outbound &= !outbound;
+                cycle.gruu &= !gruu;
+                if path || outbound || gruu {
+                    self.send(cx);
+                } else {
+                    self.fail(cx, failure, response.retry_after(), exchange);
+                }
+            }
+            430 if policy.resend_without_outbound && !cycle.fresh_flow => {
+                cycle.fresh_flow = true;
+                self.open(cx);
+            }
+            439 if policy.resend_without_outbound
+                && cycle.outbound
+                && self.registration.support_outbound() =>
+            {
+                cycle.outbound = false;
+                self.send(cx);
+            }
+            300..=399 => self.redirect(cx, response, failure, exchange),
+            408 | 503 => {
+                let seconds = response.retry_after();
+                if let Some(seconds) = seconds {
+                    cycle.retry_after = Some(
+                        cycle
+                            .retry_after
+                            .map_or(seconds, |least| least.min(seconds)),
+                    );
+                    let asked = Duration::from_secs(u64::from(seconds));
+                    let until = cx.now + asked.min(policy.retry.retry_after_max);
+                    if let Some(target) = cycle.targets.get(cycle.next).cloned() {
+                        self.down.retain(|(down, _)| *down != target);
+                        self.down.truncate(TARGETS_A_CYCLE);
+                        self.down.insert(0, (target, until));
+                    }
+                }
+                self.next_target(cx, failure, exchange);
+            }
+            _ => {
+                let retry_after = response.retry_after();
+                let at_once = retry_after == Some(0) && policy.retry.retry_after_zero;
+                if at_once && cycle.next + 1 < cycle.targets.len() {
+                    self.next_target(cx, failure, exchange);
+                } else {
+                    self.fail(cx, failure, retry_after, exchange);
+                }
+            }
+        }
+    }
+
+    pub(super) fn redirect(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        failure: Failure,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        let policy = Arc::clone(self.registration.policy());
+        let op = self.op();
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let to = response
+            .contacts()
+            .find_map(|contact| SipUri::parse(contact.uri()).ok());
+        match (policy.redirects, to) {
+            (Redirects::Follow { max }, Some(uri)) if cycle.redirects < max => {
+                cycle.redirects += 1;
+                cycle.flow = None;
+                // Another server: what was answered to this one is not shown to it.
+                self.sessions.clear_for_retry();
+                cycle.step = Step::Locating {
+                    op,
+                    until: cx.now + LOCATING,
+                };
+                cx.out.push(Output::Locate { op, uri });
+            }
+            _ => self.fail(cx, failure, response.retry_after(), exchange),
+        }
+    }
+
+    pub(super) fn challenged(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        let policy = Arc::clone(self.registration.policy());
+        let (role, header) = match response.code() {
+            407 => (Role::Proxy, "Proxy-Authenticate"),
+            _ => (Role::Origin, "WWW-Authenticate"),
+        };
+        let mut challenges = Vec::new();
+        for value in response.headers(header) {
+            parse_challenges(&value, &mut challenges);
+        }
+        let rules = Rules {
+            algorithms: &policy.auth.algorithms,
+            reject_md5: policy.auth.reject_md5,
+            sess: true,
+            auth_int: true,
+            downgrade_refuse: policy.auth.refuse_downgrade,
+            ..Rules::default()
+        };
+        let reaction =
+            self.sessions
+                .challenged(role, &challenges, self.registration.outbound_auth(), &rules);
+        self.react(cx, role, reaction, response.retry_after(), exchange);
+    }
+
+    pub(super) fn react(
+        &mut self,
+        cx: &mut Out<'_>,
+        role: Role,
+        reaction: Reaction,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        match reaction {
+            Reaction::Answer { weak_first } => {
+                if weak_first {
+                    let realm = self
+                        .sessions
+                        .due()
+                        .next()
+                        .map(|due| due.realm.into())
+                        .unwrap_or_default();
+                    cx.out
+                        .push(Output::Event(Event::Warning(Warning::WeakAlgorithm(realm))));
+                }
+                self.answer(cx);
+            }
+            Reaction::Ask(asked) => {
+                let query = CredentialsQuery::new(asked.realm, asked.username, &asked.algorithms);
+                let op = self.op();
+                let Plan::Cycle(cycle) = &mut self.plan else {
+                    return;
+                };
+                cycle.step = Step::Asking {
+                    op,
+                    until: cx.now + ASKING,
+                    role,
+                    query: query.clone(),
+                };
+                cx.out.push(Output::Credentials { op, query });
+            }
+            Reaction::Refused(refusal) => {
+                let realm = refusal.realm;
+                let key = &self.identity.guard_key;
+                let refused = Guarded {
+                    account: account(key, &realm, refusal.resolved.credentials().username()),
+                    credential: refusal.resolved.fingerprint(key, &realm),
+                };
+                if let Plan::Cycle(cycle) = &mut self.plan {
+                    cycle.guarded.retain(|guarded| *guarded != refused);
+                }
+                // Credentials that were good before, refused now: they count too.
+                cx.out.push(Output::Proved {
+                    credential: vec![refused],
+                    accepted: Some(false),
+                });
+                self.fail(
+                    cx,
+                    Failure::CredentialsRefused {
+                        realm: realm.into(),
+                    },
+                    retry_after,
+                    exchange,
+                );
+            }
+            Reaction::StaleLimit { .. } => self.fail(cx, Failure::Budget, retry_after, exchange),
+            Reaction::Unanswerable(why) => {
+                let why = why.to_string().into();
+                self.fail(cx, Failure::Unanswerable { why }, retry_after, exchange);
+            }
+        }
+    }
+
+    /// Answers a challenge, once the guard lets unproved credentials through (D6).
+    pub(super) fn answer(&mut self, cx: &mut Out<'_>) {
+        let guard_account = self.registration.policy().auth.guard_account;
+        let key = &self.identity.guard_key;
+        let passed = match &self.plan {
+            Plan::Cycle(cycle) => &cycle.guarded[..],
+            _ => &[],
+        };
+        // A proxy's credentials let through say nothing of the registrar's.
+        let unproved: Vec<Guarded> = self
+            .sessions
+            .due()
+            .filter(|due| !due.accepted_before)
+            .map(|due| Guarded {
+                account: account(key, due.realm, due.username()),
+                credential: due.fingerprint(key),
+            })
+            .filter(|due| !passed.contains(due))
+            .collect();
+        let op = self.op();
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        cycle.authenticated = true;
+        if guard_account && !unproved.is_empty() {
+            cycle.step = Step::Guarding {
+                op,
+                until: cx.now + GUARDED,
+            };
+            cx.out.push(Output::Guard {
+                op,
+                credential: unproved,
+            });
+        } else {
+            self.send(cx);
+        }
+    }
+
+    pub(super) fn guarded(&mut self, cx: &mut Out<'_>, op: OpId, allowed: bool) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if !matches!(cycle.step, Step::Guarding { op: asked, .. } if asked == op) {
+            return;
+        }
+        if allowed {
+            let passed = self.guarded_due();
+            if let Plan::Cycle(cycle) = &mut self.plan {
+                cycle.guarded = passed;
+            }
+            self.send(cx);
+        } else {
+            let realm = self
+                .sessions
+                .due()
+                .next()
+                .map(|due| due.realm.into())
+                .unwrap_or_default();
+            self.blocked(cx, realm);
+        }
+    }
+
+    /// All that is on its way with the next request and was not accepted so far.
+    pub(super) fn guarded_due(&self) -> Vec<Guarded> {
+        let key = &self.identity.guard_key;
+        let passed = match &self.plan {
+            Plan::Cycle(cycle) => cycle.guarded.clone(),
+            _ => Vec::new(),
+        };
+        let due = self.sessions.due().filter(|due| !due.accepted_before);
+        let due = due.map(|due| Guarded {
+            account: account(key, due.realm, due.username()),
+            credential: due.fingerprint(key),
+        });
+        let new: Vec<_> = due.filter(|due| !passed.contains(due)).collect();
+        passed.into_iter().chain(new).collect()
+    }
+
+    /// The guard knows these credentials as refused: no interval applies, only changed ones go on (D6).
+    pub(super) fn blocked(&mut self, cx: &mut Out<'_>, realm: Box<str>) {
+        self.end(cx, Failure::CredentialsRefused { realm }, None, None, true);
+    }
+
+    /// Tells what became of the guarded credentials of this cycle.
+    pub(super) fn prove(&mut self, cx: &mut Out<'_>, accepted: Option<bool>) {
+        if let Plan::Cycle(cycle) = &mut self.plan
+            && !cycle.guarded.is_empty()
+        {
+            cx.out.push(Output::Proved {
+                credential: std::mem::take(&mut cycle.guarded),
+                accepted,
+            });
+        }
+    }
+
+    pub(super) fn provided(&mut self, cx: &mut Out<'_>, op: OpId, secret: Option<Secret>) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let Step::Asking {
+            op: asked,
+            role,
+            query,
+            ..
+        } = &cycle.step
+        else {
+            return;
+        };
+        if *asked != op {
+            return;
+        }
+        let (role, query) = (*role, query.clone());
+        let reaction = self.sessions.provide(role, &query.realm, secret);
+        self.react(cx, role, reaction, None, None);
+    }
+
+    pub(super) fn success(
+        &mut self,
+        cx: &mut Out<'_>,
+        response: &Response,
+        sent_at: Instant,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        let policy = Arc::clone(self.registration.policy());
+        let uri = write::request_line(&self.registration).0.into_owned();
+        self.sessions.accepted();
+        for (role, header) in [
+            (Role::Origin, "Authentication-Info"),
+            (Role::Proxy, "Proxy-Authentication-Info"),
+        ] {
+            for value in response.headers(header) {
+                if self.sessions.authentication_info(role, &value, &uri, b"") == ServerProof::Wrong
+                {
+                    cx.out.push(Output::Event(Event::Warning(
+                        Warning::ServerNotAuthenticated,
+                    )));
+                }
+            }
+        }
+        self.prove(cx, Some(true));
+        let Plan::Cycle(cycle) = &self.plan else {
+            return;
+        };
+        let params = contact_params(
+            self.registration
+                .contact_header_params()
+                .unwrap_or_default(),
+        );
+        let sent = Sent {
+            uri: &cycle.contact_uri,
+            line: self.identity.line.as_deref(),
+            instance: params.0.as_deref(),
+            reg_id: params.1.as_deref(),
+        };
+        match cycle.purpose {
+            Purpose::Register => {
+                let requested = self.registration.expiration().max(self.min_expires);
+                let grant = lease::grant(response, sent, requested);
+                let failure = if grant.seconds == 0 {
+                    Some(Failure::NotGranted)
+                } else if !grant.confirmed && policy.require_own_contact {
+                    Some(Failure::NotListed)
+                } else {
+                    None
+                };
+                for warning in grant.warnings {
+                    cx.out.push(Output::Event(Event::Warning(warning)));
+                }
+                if let Some(failure) = failure {
+                    let zero = failure == Failure::NotGranted;
+                    if zero {
+                        self.lease = None;
+                        self.may_live = None;
+                    }
+                    self.fail(cx, failure, None, exchange);
+                    if zero {
+                        self.reference = ReferenceStatus::Unregistered;
+                    }
+                    return;
+                }
+                let Some((flow, _)) = cycle.flow.clone() else {
+                    return;
+                };
+                let Some(target) = cycle.targets.get(cycle.next).cloned() else {
+                    return;
+                };
+                let granted = Duration::from_secs(u64::from(grant.seconds));
+                let mut after = policy.refresh.refresh_after(granted);
+                let early = after.mul_f64(cx.entropy.between(0.0, policy.refresh.jitter));
+                after -= early.min(policy.refresh.jitter_max).min(after);
+                let until = (sent_at + after).max(cx.now);
+                let texts = |name: &str| {
+                    response
+                        .values(name)
+                        .map(|value| value.into_owned())
+                        .collect::<Box<[String]>>()
+                };
+                let registered = Registered {
+                    refresh_in: until.saturating_duration_since(cx.now),
+                    contact: cycle.contact_uri.clone(),
+                    confirmed: grant.confirmed,
+                    algorithm: self.sessions.algorithm_used(),
+                    service_route: texts("Service-Route"),
+                    path: texts("Path"),
+                    associated_uris: texts("P-Associated-URI"),
+                    security_server: texts("Security-Server"),
+                    public_gruu: grant.public_gruu,
+                    temporary_gruu: grant.temporary_gruu,
+                    other_bindings: grant.others,
+                    exchange: exchange.map(|exchange| *exchange).unwrap_or_default(),
+                    ..Registered::new(granted, flow, target.clone())
+                };
+                let refreshed = self.lease.is_some();
+                // A lease that held, on its flow, resets the pace of those that did not (D2).
+                if self.lease.as_ref().is_some_and(|lease| {
+                    lease.flow.is_some() && cx.now.saturating_duration_since(lease.at) >= FLAP
+                }) {
+                    self.flaps = 0;
+                }
+                let expires_at = sent_at + granted;
+                let contact = cycle.contact_uri.clone();
+                let replaced = cycle.replaces;
+                if let Some(before) = self.lease.take().filter(|lease| lease.contact != contact) {
+                    self.stale.push((before.contact, before.expires_at));
+                }
+                self.stale.retain(|(uri, _)| *uri != contact && !replaced);
+                if self.stale.is_empty() {
+                    // Idle registrations are many: an empty list keeps no memory.
+                    self.stale = Vec::new();
+                }
+                self.lease = Some(Lease {
+                    contact,
+                    at: cx.now,
+                    expires_at,
+                    granted,
+                    flow: Some(flow),
+                    target,
+                    confirmed: grant.confirmed,
+                });
+                self.may_live = Some(expires_at);
+                self.retries = 0;
+                self.last_failure = None;
+                self.uncounted = 0;
+                self.reference = ReferenceStatus::Registered;
+                self.plan = Plan::Waiting { until };
+                let registered = Box::new(registered);
+                cx.out.push(Output::Event(if refreshed {
+                    Event::Refreshed(registered)
+                } else {
+                    Event::Registered(registered)
+                }));
+                self.finish(cx);
+            }
+            Purpose::Unregister => self.unregistered(cx, Removal::Removed),
+            Purpose::Query => {
+                let bindings = lease::bindings(response, sent);
+                cx.out.push(Output::Event(Event::Bindings(bindings)));
+                self.back(cx);
+            }
+            Purpose::RemoveAll => {
+                self.stale.clear();
+                self.lease = None;
+                self.may_live = None;
+                let paused = match &self.plan {
+                    Plan::Cycle(cycle) => match cycle.before {
+                        Plan::Paused { until } => Some(until),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                // Nothing but resume and refresh ends a pause.
+                self.plan = paused.map_or(Plan::Idle, |until| Plan::Paused { until });
+                self.reference = ReferenceStatus::Unregistered;
+                cx.out
+                    .push(Output::Event(Event::Unregistered(Removal::Removed)));
+                self.finish(cx);
+            }
+        }
+    }
+
+    pub(super) fn store_security(&mut self, response: &Response) {
+        if self.registration.security_negotiation() == SecurityNegotiation::Mediasec {
+            let list: Vec<Box<str>> = response
+                .values("Security-Server")
+                .map(|value| value.as_ref().into())
+                .collect();
+            if !list.is_empty() {
+                self.security_server = list;
+            }
+        }
+    }
+
+    /// D27: what a support ticket needs
+    pub(super) fn exchange(&self, response: Option<&Response>) -> Option<Box<Exchange>> {
+        let Plan::Cycle(cycle) = &self.plan else {
+            return None;
+        };
+        let Step::Registering(transaction) = &cycle.step else {
+            return None;
+        };
+        let text = |name: &str| {
+            response
+                .and_then(|r| r.header(name))
+                .map(|value| plain(&value))
+        };
+        let extensions = response.map(|response| match response.code() {
+            420 => response.option_tags("Unsupported"),
+            421 => response.option_tags("Require"),
+            _ => Vec::new(),
+        });
+        Some(Box::new(Exchange {
+            call_id: self.identity.call_id.clone(),
+            cseq: self.identity.cseq,
+            branch: transaction.branch.clone(),
+            target: cycle.targets.get(cycle.next).cloned(),
+            local: cycle.flow.as_ref().map(|(_, info)| info.local()),
+            status_line: response
+                .map(|r| r.status_line().as_ref().into())
+                .unwrap_or_default(),
+            warning: text("Warning"),
+            reason: text("Reason"),
+            server: text("Server"),
+            extensions: extensions.unwrap_or_default().into(),
+        }))
+    }
+}
+
+/// The keyed hash of realm and username: the account that the guard counts for (D6)
+pub(super) fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(key);
+    hash.update((realm.len() as u64).to_be_bytes());
+    hash.update(realm.to_ascii_lowercase());
+    hash.update(username);
+    let digest = hash.finalize();
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Text of a peer as events and logs may show it: no control characters, and none that turn the writing direction
+pub(super) fn plain(text: &str) -> Box<str> {
+    let odd = |c: &char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .filter(|c| !odd(c))
+        .take(256)
+        .collect::<String>()
+        .into()
+}
+
+/// Whether a Via's sent-by is what we wrote; a port left out is the default one
+pub(super) fn sent_by_is_ours(host: &str, port: Option<u16>, info: &FlowInfo) -> bool {
+    let bare = |text: &str| {
+        text.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase()
+    };
+    let sent_by = info.sent_by();
+    let (our_host, our_port) = match sent_by.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().ok())
+        }
+        _ => (&*sent_by, None),
+    };
+    let default = info.protocol().default_port();
+    bare(host) == bare(our_host) && port.unwrap_or(default) == our_port.unwrap_or(default)
+}

@@ -1,0 +1,297 @@
+//! What the application asks for, at once or after the cycle under way.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn start(&mut self, cx: &mut Out<'_>) {
+        if !matches!(self.plan, Plan::Idle) {
+            return;
+        }
+        let delay = self.initial_delay(cx);
+        if delay.is_zero() {
+            self.begin(cx, Purpose::Register, true);
+        } else {
+            cx.out
+                .push(Output::Event(Event::Scheduled { first_in: delay }));
+            self.plan = Plan::Waiting {
+                until: cx.now + delay,
+            };
+        }
+    }
+
+    pub(super) fn initial_delay(&self, cx: &mut Out<'_>) -> Duration {
+        let longest = self.registration.max_random_initial_delay();
+        match self.registration.policy().initial_delay {
+            InitialDelay::Uniform => cx.entropy.up_to(longest),
+            InitialDelay::AtLeastOneSecond => {
+                Duration::from_secs(1 + cx.entropy.below(longest.as_secs()))
+            }
+        }
+    }
+
+    /// Does it now, or after the cycle under way: one REGISTER is outstanding at a time.
+    pub(super) fn or_after(&mut self, cx: &mut Out<'_>, then: Then) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            self.do_then(cx, then);
+            return self.finish(cx);
+        };
+        let stopping = self
+            .then
+            .iter()
+            .any(|then| matches!(then, Then::Stop { .. }));
+        if stopping && matches!(then, Then::Reconfigure(_)) {
+            // The entry stays after a plain stop: it has the new configuration then, and starts nothing.
+            self.then
+                .retain(|then| !matches!(then, Then::Reconfigure(_)));
+            self.then.push(then);
+            return;
+        }
+        if stopping && !matches!(then, Then::Stop { .. }) {
+            // A stop is never turned into a registration again (D21).
+            return;
+        }
+        match &then {
+            Then::Stop { by } => {
+                let by = *by;
+                match cycle.purpose {
+                    Purpose::Unregister => {
+                        cycle.limit = Some(cycle.limit.map_or(by, |earlier| earlier.min(by)));
+                    }
+                    // A cycle that has sent nothing yet has nothing to wait for.
+                    _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
+                        self.abandon(cx);
+                        self.then.clear();
+                        return self.do_then(cx, then);
+                    }
+                    _ => {
+                        let half = cx.now + by.saturating_duration_since(cx.now) / 2;
+                        self.then_at = Some(self.then_at.map_or(half, |at| at.min(half)));
+                    }
+                }
+                self.then.clear();
+            }
+            Then::Pause { .. } => self.then.retain(|then| {
+                !matches!(
+                    then,
+                    Then::Refresh | Then::Register | Then::Reregister | Then::Pause { .. }
+                )
+            }),
+            // A later configuration replaces one that was to come with a new identity, too: that one never was.
+            Then::Reconfigure(to) => {
+                if let Some(Then::Replace(replacement)) = self
+                    .then
+                    .iter_mut()
+                    .find(|then| matches!(then, Then::Replace(_)))
+                {
+                    *replacement = Arc::clone(to);
+                    return;
+                }
+                self.then
+                    .retain(|then| !matches!(then, Then::Reconfigure(_)));
+            }
+            other => {
+                let kind = std::mem::discriminant(other);
+                self.then
+                    .retain(|then| std::mem::discriminant(then) != kind);
+            }
+        }
+        self.then.push(then);
+    }
+
+    /// Un-REGISTERs, and does this when that is over.
+    pub(super) fn unregister_then(&mut self, cx: &mut Out<'_>, within: Duration, then: Then) {
+        self.then.insert(0, then);
+        self.begin(cx, Purpose::Unregister, true);
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.limit = Some(cx.now + within);
+        }
+    }
+
+    pub(super) fn do_then(&mut self, cx: &mut Out<'_>, then: Then) {
+        self.then_at = None;
+        let timer_f = self.registration.policy().timers.timer_f;
+        match then {
+            Then::Stop { by } => {
+                if self.may_live(cx.now) {
+                    let left = by.saturating_duration_since(cx.now);
+                    self.unregister_then(cx, left, Then::Stop { by });
+                } else {
+                    self.plan = Plan::Idle;
+                    self.reference = ReferenceStatus::Unregistered;
+                    cx.out.push(Output::Done(Removal::NeverBound));
+                }
+            }
+            Then::Refresh => {
+                self.retries = 0;
+                self.begin(cx, Purpose::Register, true);
+            }
+            Then::Reregister => {
+                self.retries = 0;
+                self.min_expires = 0;
+                self.security_server.clear();
+                if self.may_live(cx.now) {
+                    self.unregister_then(cx, timer_f, Then::Register);
+                } else {
+                    self.register_again(cx);
+                }
+            }
+            Then::Register => self.register_again(cx),
+            Then::Query => self.begin(cx, Purpose::Query, true),
+            Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
+            Then::Pause { until, unregister } => {
+                if unregister && self.may_live(cx.now) {
+                    let unregister = false;
+                    self.unregister_then(cx, timer_f, Then::Pause { until, unregister });
+                } else {
+                    let resumes_in = until.map(|until| until.saturating_duration_since(cx.now));
+                    cx.out.push(Output::Event(Event::Paused { resumes_in }));
+                    self.plan = Plan::Paused { until };
+                }
+            }
+            Then::Reconfigure(to) => self.reconfigure(cx, to),
+            Then::Replace(to) => self.replace(cx, to),
+        }
+    }
+
+    pub(super) fn reconfigure(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        let change = self.registration.change_to(&to);
+        let credentials = self.registration.outbound_auth() != to.outbound_auth();
+        let refused = self.credentials_refused();
+        let revives = match self.plan {
+            Plan::Idle => self.last_failure.is_some(),
+            // A changed credential revives at once (D6).
+            Plan::Waiting { .. } => credentials && refused,
+            _ => false,
+        };
+        // A pause goes on, whatever changes.
+        let paused = match self.plan {
+            Plan::Paused { until } => Some(until),
+            _ => None,
+        };
+        match change {
+            Change::Untouched => {}
+            Change::InPlace => {
+                self.registration = to;
+                self.reset(credentials);
+                if revives {
+                    self.begin(cx, Purpose::Register, true);
+                }
+            }
+            Change::Registers => {
+                self.registration = to;
+                self.reset(credentials);
+                if paused.is_none() {
+                    self.begin(cx, Purpose::Register, true);
+                }
+            }
+            Change::Replaces => {
+                if let Some(until) = paused {
+                    let unregister = false;
+                    self.then.insert(0, Then::Pause { until, unregister });
+                }
+                if self.may_live(cx.now) {
+                    let timer_f = self.registration.policy().timers.timer_f;
+                    self.unregister_then(cx, timer_f, Then::Replace(to));
+                } else {
+                    self.replace(cx, to);
+                }
+            }
+        }
+    }
+
+    /// What a changed configuration makes void.
+    pub(super) fn reset(&mut self, credentials: bool) {
+        self.retries = 0;
+        self.min_expires = 0;
+        self.sole_contact = false;
+        if credentials {
+            self.sessions.forget();
+        }
+    }
+
+    pub(super) fn replace(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        let identity = Identity {
+            branch: self.identity.branch.clone(),
+            guard_key: self.identity.guard_key,
+            ..Identity::default()
+        };
+        *self = Self {
+            ops: self.ops,
+            then: std::mem::take(&mut self.then),
+            last_start: self.last_start,
+            ..Self::new(to, identity, cx.entropy)
+        };
+        if !matches!(self.then.first(), Some(Then::Pause { .. })) {
+            self.register_again(cx);
+        }
+    }
+
+    /// Takes a configuration over without starting anything.
+    pub(super) fn adopt(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        if self.registration.change_to(&to) == Change::Replaces {
+            let identity = Identity {
+                branch: self.identity.branch.clone(),
+                guard_key: self.identity.guard_key,
+                ..Identity::default()
+            };
+            let (ops, last_start) = (self.ops, self.last_start);
+            *self = Self {
+                ops,
+                last_start,
+                ..Self::new(to, identity, cx.entropy)
+            };
+        } else {
+            let credentials = self.registration.outbound_auth() != to.outbound_auth();
+            self.registration = to;
+            self.reset(credentials);
+        }
+    }
+
+    /// The REGISTER after an un-REGISTER: at once, or with the reference's delay.
+    pub(super) fn register_again(&mut self, cx: &mut Out<'_>) {
+        if self.registration.policy().initial_delay == InitialDelay::AtLeastOneSecond {
+            self.plan = Plan::Idle;
+            self.start(cx);
+        } else {
+            self.begin(cx, Purpose::Register, true);
+        }
+    }
+
+    pub(super) fn resume(&mut self, cx: &mut Out<'_>) {
+        let waiting = self.then.len();
+        self.then.retain(|then| !matches!(then, Then::Pause { .. }));
+        if self.then.is_empty()
+            && waiting > 0
+            && matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Unregister)
+        {
+            self.then.push(Then::Register);
+        }
+        match &mut self.plan {
+            Plan::Paused { .. } => self.begin(cx, Purpose::Register, true),
+            // A query that was asked for in the pause ends first.
+            Plan::Cycle(cycle) if matches!(cycle.before, Plan::Paused { .. }) => {
+                cycle.before = Plan::Waiting { until: cx.now };
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn retry_credentials(&mut self, cx: &mut Out<'_>) {
+        if self.credentials_refused() && matches!(self.plan, Plan::Cycle(_)) {
+            return self.or_after(cx, Then::Refresh);
+        }
+        if self.credentials_refused() && matches!(self.plan, Plan::Idle | Plan::Waiting { .. }) {
+            // Not which realms were answered with SHA-2: that holds until reconfigured (D5).
+            self.sessions.clear_for_retry();
+            self.retries = 0;
+            self.begin(cx, Purpose::Register, true);
+        }
+    }
+
+    pub(super) fn credentials_refused(&self) -> bool {
+        matches!(
+            self.last_failure.as_deref(),
+            Some(Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. })
+        )
+    }
+}

@@ -1,0 +1,392 @@
+//! A cycle up to the request: where to, on which flow, and the REGISTER itself.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn begin(&mut self, cx: &mut Out<'_>, purpose: Purpose, commanded: bool) {
+        if !commanded
+            && let Some(earliest) = self
+                .last_start
+                .map(|last| last + PACE)
+                .filter(|at| *at > cx.now)
+        {
+            self.plan = Plan::Waiting { until: earliest };
+            return;
+        }
+        self.last_start = Some(cx.now);
+        self.sessions.begin_cycle();
+        let before = std::mem::replace(&mut self.plan, Plan::Idle);
+        self.plan = Plan::Cycle(Box::new(Cycle {
+            purpose,
+            started: None,
+            requests: 0,
+            at_target: 0,
+            targets: Vec::new(),
+            next: 0,
+            retry_after: None,
+            from_tag: cx.entropy.hex(8).into(),
+            step: Step::Between,
+            flow: None,
+            contact_uri: "".into(),
+            replaces: false,
+            path: true,
+            outbound: true,
+            authenticated: false,
+            security_resent: false,
+            security_only_verify: false,
+            tokens_dropped: false,
+            fresh_flow: false,
+            guarded: Vec::new(),
+            gruu: true,
+            redirects: 0,
+            limit: None,
+            before,
+            lived: None,
+            code: None,
+            failure: None,
+        }));
+        self.relocate(cx);
+    }
+
+    pub(super) fn relocate(&mut self, cx: &mut Out<'_>) {
+        self.cancel_step(cx);
+        let op = self.op();
+        let uri = self
+            .registration
+            .first_route()
+            .unwrap_or_else(|| self.registration.server_uri())
+            .clone();
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.flow = None;
+            cycle.fresh_flow = false;
+            cycle.step = Step::Locating {
+                op,
+                until: cx.now + LOCATING,
+            };
+            cx.out.push(Output::Locate { op, uri });
+        }
+    }
+
+    pub(super) fn op(&mut self) -> OpId {
+        self.ops = self.ops.wrapping_add(1);
+        OpId(self.ops)
+    }
+
+    pub(super) fn located(
+        &mut self,
+        cx: &mut Out<'_>,
+        op: OpId,
+        result: Result<Vec<Target>, ResolveError>,
+    ) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if !matches!(cycle.step, Step::Locating { op: asked, .. } if asked == op) {
+            return;
+        }
+        match result {
+            Ok(mut targets) if !targets.is_empty() => {
+                let bound = self.lease.as_ref().map(|lease| &lease.target);
+                if self.registration.policy().sticky_target
+                    && let Some(place) = targets.iter().position(|target| Some(target) == bound)
+                {
+                    targets[..=place].rotate_right(1);
+                }
+                // A name that lists an address twice has one target there.
+                let mut seen = Vec::with_capacity(targets.len());
+                targets.retain(|target| {
+                    let new = !seen.contains(&target.address());
+                    seen.push(target.address());
+                    new
+                });
+                self.down.retain(|(_, until)| cx.now < *until);
+                targets.sort_by_key(|target| self.down.iter().any(|(down, _)| down == target));
+                targets.truncate(TARGETS_A_CYCLE);
+                cycle.targets = targets;
+                cycle.next = 0;
+                // A redirect, to this very target perhaps, gives no new budget (D3).
+                if cycle.redirects == 0 {
+                    cycle.at_target = 0;
+                }
+                self.open(cx);
+            }
+            Ok(_) => self.unlocated(
+                cx,
+                ResolveError::NoAddress(self.registration.server_uri().host().into()),
+            ),
+            Err(error) => self.unlocated(cx, error),
+        }
+    }
+
+    /// No address: a live lease goes on at the target that granted it.
+    pub(super) fn unlocated(&mut self, cx: &mut Out<'_>, error: ResolveError) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if let Some(lease) = &self.lease {
+            cycle.targets = vec![lease.target.clone()];
+            cycle.next = 0;
+            cycle.at_target = 0;
+            self.open(cx);
+        } else {
+            self.fail(cx, Failure::Resolve(error), None, None);
+        }
+    }
+
+    /// Asks for a flow to the target at hand.
+    pub(super) fn open(&mut self, cx: &mut Out<'_>) {
+        let op = self.op();
+        let timeout = self.registration.policy().timers.connect_timeout + SLACK;
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let Some(target) = cycle.targets.get(cycle.next).cloned() else {
+            let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
+            let retry_after = cycle.retry_after;
+            return self.fail(cx, failure, retry_after, exchange);
+        };
+        let prefer = self
+            .lease
+            .as_ref()
+            .filter(|lease| lease.target == target)
+            .and_then(|lease| lease.flow);
+        cycle.flow = None;
+        cycle.step = Step::Opening {
+            op,
+            until: cx.now + timeout,
+        };
+        cx.out.push(Output::Open {
+            op,
+            target,
+            prefer,
+            fresh: cycle.fresh_flow,
+        });
+    }
+
+    pub(super) fn held(&mut self, cx: &mut Out<'_>, op: OpId) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if matches!(cycle.step, Step::Opening { op: asked, .. } if asked == op) {
+            cycle.step = Step::Held {
+                op,
+                until: cx.now + HELD,
+            };
+        }
+    }
+
+    pub(super) fn opened(
+        &mut self,
+        cx: &mut Out<'_>,
+        op: OpId,
+        result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+    ) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if !matches!(cycle.step, Step::Opening { op: asked, .. } | Step::Held { op: asked, .. } if asked == op)
+        {
+            return;
+        }
+        match result {
+            Ok((flow, info)) => {
+                let unregisters = cycle.purpose == Purpose::Unregister;
+                // What is removed is what was bound, whatever this flow would be bound as.
+                let bound = self.lease.as_ref().map(|lease| &lease.contact);
+                let bound = bound.or_else(|| self.stale.last().map(|(contact, _)| contact));
+                cycle.contact_uri = bound.filter(|_| unregisters).cloned().unwrap_or_else(|| {
+                    let line = self.identity.line.as_deref();
+                    write::contact_uri(&self.registration, &info, line).into()
+                });
+                cycle.flow = Some((flow, info));
+                // An answer that waited for the guard, or went to another target, has to pass the guard here too (D6).
+                if cycle.authenticated {
+                    self.answer(cx);
+                } else {
+                    self.send(cx);
+                }
+            }
+            Err(error) => self.next_target(cx, Failure::Flow(error), None),
+        }
+    }
+
+    /// Another target of the same answer, in the same cycle (RFC 3263 §4.3); none left: the cycle has failed.
+    pub(super) fn next_target(
+        &mut self,
+        cx: &mut Out<'_>,
+        failure: Failure,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        // Nobody said whether the credentials were right: for another target they have to pass the guard again.
+        self.prove(cx, None);
+        self.cancel_step(cx);
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        cycle.failure = Some((failure, exchange));
+        cycle.next += 1;
+        cycle.at_target = 0;
+        cycle.fresh_flow = false;
+        self.open(cx);
+    }
+
+    /// Sends a request at the target at hand, within the budget.
+    pub(super) fn send(&mut self, cx: &mut Out<'_>) {
+        let policy = Arc::clone(self.registration.policy());
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let over = cycle.requests >= REQUESTS_A_CYCLE
+            || cycle.at_target >= REQUESTS_A_TARGET
+            || cycle
+                .started
+                .is_some_and(|started| cx.now >= started + CYCLE);
+        if over {
+            return self.fail(cx, Failure::Budget, None, None);
+        }
+        let Some((flow, info)) = cycle.flow.clone() else {
+            return;
+        };
+        cycle.requests += 1;
+        cycle.at_target += 1;
+        cycle.started.get_or_insert(cx.now);
+        self.identity.cseq = if self.identity.cseq >= i32::MAX as u32 {
+            1
+        } else {
+            self.identity.cseq + 1
+        };
+        let branch = format!("z9hG4bK{}{}", self.identity.branch, cx.entropy.hex(8));
+        let contact = match cycle.purpose {
+            Purpose::Register => {
+                ContactForm::Ours(self.registration.expiration().max(self.min_expires))
+            }
+            Purpose::Unregister => ContactForm::Ours(0),
+            Purpose::Query => ContactForm::None,
+            Purpose::RemoveAll => ContactForm::Star,
+        };
+        let (uri, _) = write::request_line(&self.registration);
+        let mut authorization = String::new();
+        self.sessions
+            .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
+        let rejected = self.reference == ReferenceStatus::Rejected;
+        let security = security_lines(&self.registration, &self.security_server, cycle, rejected);
+        cycle.security_only_verify = false;
+        let old = match contact {
+            ContactForm::Ours(_) if !self.sole_contact => old_contacts(
+                &self.registration,
+                self.lease.as_ref(),
+                &self.stale,
+                &cycle.contact_uri,
+            ),
+            _ => Vec::new(),
+        };
+        cycle.replaces = !old.is_empty();
+        let message = write::register(&Parts {
+            registration: &self.registration,
+            info: &info,
+            branch: &branch,
+            from_tag: &cycle.from_tag,
+            call_id: &self.identity.call_id,
+            cseq: self.identity.cseq,
+            contact,
+            contact_uri: &cycle.contact_uri,
+            old_contacts: &old,
+            path: cycle.path,
+            outbound: cycle.outbound,
+            gruu: cycle.gruu,
+            security: &security,
+            authorization: &authorization,
+        });
+        let reliable = info.protocol().is_reliable();
+        if !reliable && message.len() > 1300 && cycle.requests == 1 {
+            cx.out.push(Output::Event(Event::Warning(Warning::Oversize(
+                message.len(),
+            ))));
+        }
+        cycle.lived = self.may_live;
+        if let ContactForm::Ours(1..) = contact {
+            let asked = self
+                .registration
+                .expiration()
+                .max(self.min_expires)
+                .min(lease::LONGEST);
+            let until = cx.now + Duration::from_secs(u64::from(asked)) + policy.timers.timer_f;
+            self.may_live = Some(self.may_live.map_or(until, |earlier| earlier.max(until)));
+            // Until it is answered, the registrar may or may not have bound this Contact.
+            let uri = &cycle.contact_uri;
+            let leased = self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| lease.contact == *uri);
+            self.stale.retain(|(contact, _)| contact != uri);
+            if !leased {
+                if self.stale.len() >= STALE {
+                    self.stale.remove(0);
+                }
+                self.stale.push((uri.clone(), until));
+            }
+        }
+        cycle.step = Step::Registering(Transaction::new(
+            &policy.timers,
+            reliable,
+            branch.into(),
+            message.clone(),
+            cx.now,
+        ));
+        cx.out.push(Output::Transmit { flow, message });
+    }
+}
+
+/// The Security-* lines with Require and Proxy-Require, by the reference's rules for mediasec
+fn security_lines(
+    registration: &Registration,
+    server: &[Box<str>],
+    cycle: &Cycle,
+    rejected: bool,
+) -> String {
+    use std::fmt::Write as _;
+    let mut lines = String::new();
+    if registration.security_negotiation() != SecurityNegotiation::Mediasec {
+        return lines;
+    }
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = lines.write_fmt(text);
+        lines.push_str("\r\n");
+    };
+    if !cycle.security_only_verify {
+        for mechanism in registration.security_mechanisms() {
+            line(format_args!("Security-Client: {}", mechanism.as_str()));
+        }
+    }
+    let verify = cycle.authenticated
+        || cycle.security_resent
+        || rejected
+        || registration.policy().security_verify_on_refresh;
+    for mechanism in server.iter().filter(|_| verify) {
+        line(format_args!("Security-Verify: {mechanism}"));
+    }
+    line(format_args!("Require: mediasec"));
+    line(format_args!("Proxy-Require: mediasec"));
+    lines
+}
+
+/// The Contacts that go with this request because `uri` takes their place
+///
+/// With instance and reg-id the registrar does that itself (RFC 5626 §6).
+fn old_contacts<'a>(
+    registration: &Registration,
+    lease: Option<&'a Lease>,
+    stale: &'a [(Box<str>, Instant)],
+    uri: &str,
+) -> Vec<&'a str> {
+    let leased = lease.map(|lease| &*lease.contact);
+    let all = leased
+        .into_iter()
+        .chain(stale.iter().map(|(contact, _)| &**contact));
+    let mut old: Vec<&str> = all.filter(|contact| *contact != uri).collect();
+    let params = registration.contact_header_params();
+    if !old.is_empty() && matches!(params.map(contact_params), Some((Some(_), Some(_)))) {
+        old.clear();
+    }
+    old
+}

@@ -1,0 +1,613 @@
+//! One registration: lease × activity, time and messages in, effects out.
+//!
+//! ```text
+//!            Start (initial delay)            deadline
+//!   Idle ───────────────────────▶ Waiting ───────────────▶ Cycle: Locating ─▶ Opening ─▶ Registering ⇄ Asking
+//!    ▲ ▲                            ▲  ▲                     │        (each step has its own deadline)
+//!    │ └──── gave up, stopped ──────┼──┼─────────────────────┤
+//!    │                              │  └── refused: retry ───┤
+//!    └── paused ◀── Pause           └───── granted: refresh ─┘
+//! ```
+//!
+//! The lease lives beside all of this: it starts with a grant, ends when it expires or is removed, and no failure
+//! in between takes it away.
+
+mod answers;
+mod commands;
+mod cycle;
+mod outcome;
+mod surroundings;
+
+use crate::proto::digest::{Reaction, Role, Rules, ServerProof, parse_challenges};
+use crate::proto::event::*;
+use crate::proto::flow_info::{FlowError, FlowInfo, Target};
+use crate::proto::ids::{FlowId, OpId};
+use crate::proto::lease::{self, Sent};
+use crate::proto::message::write::{self, ContactForm, Parts};
+use crate::proto::transaction::{Due, Transaction};
+use crate::proto::verdict::{self, GiveUp, Verdict};
+use crate::proto::{Entropy, Sessions};
+use crate::{
+    Change, CredentialsQuery, InitialDelay, Redirects, Registration, ResolveError, Response,
+    Secret, SecurityNegotiation, SipUri,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Requests to one target in a cycle (D3)
+const REQUESTS_A_TARGET: u32 = 6;
+/// Requests in a cycle (D3)
+const REQUESTS_A_CYCLE: u32 = 15;
+/// Targets in a cycle (D3)
+const TARGETS_A_CYCLE: usize = 8;
+/// How long a cycle may go on starting requests (D3)
+const CYCLE: Duration = Duration::from_secs(96);
+/// Start to start of cycles that no command asked for (D2)
+const PACE: Duration = Duration::from_secs(1);
+/// A lease lost earlier than this after its grant counts as a failure (D2)
+const FLAP: Duration = Duration::from_secs(30);
+/// Retries that do not count and are taken at the registrar's word (D11); later ones wait 1, 3, 7 … s at least
+const UNCOUNTED: u8 = 3;
+/// Retries that do not count never have to wait longer than this
+const UNCOUNTED_LEAST: Duration = Duration::from_secs(60);
+/// How many Contacts are remembered that the registrar may still hold (D18)
+const STALE: usize = 4;
+/// How long the host may take to name the addresses; a name service that takes longer is down
+const LOCATING: Duration = Duration::from_secs(20);
+/// How long a credential provider may take
+const ASKING: Duration = Duration::from_secs(30);
+/// How long an answer to a challenge may wait for others that try the same credential (D6): timer F and some
+const GUARDED: Duration = Duration::from_secs(120);
+/// A held request is asked for again after this long, so that no host can forget it
+const HELD: Duration = Duration::from_secs(32);
+/// No host means more than this by a deadline or a spread, and `Instant` has an end
+const LONGEST: Duration = Duration::from_secs(86_400);
+/// What opening may take beyond the policy's own timeout
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Time, randomness and the way out, for one call
+#[derive(Debug)]
+pub struct Cx<'a, O> {
+    /// Monotonic time; never runs backwards
+    pub now: Instant,
+    /// Wall-clock time
+    pub wall: SystemTime,
+    /// Randomness
+    pub entropy: &'a mut Entropy,
+    /// Where effects go
+    pub out: &'a mut Vec<O>,
+}
+
+/// What makes a registration the same one after a restart, and its place in the agent
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The start of every branch: agent, slot and generation in hexadecimal
+    pub branch: Box<str>,
+    /// Call-ID; a fresh random one where none
+    pub call_id: Option<Box<str>>,
+    /// The next CSeq; a random one below 65536 where none
+    pub cseq: Option<u32>,
+    /// The `line` token; a fresh random one where none and the option is on
+    pub line: Option<Box<str>>,
+    /// Keys the fingerprints of credentials (D6)
+    pub guard_key: [u8; 16],
+}
+
+/// What a machine is fed
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Starts, after the initial delay
+    Start,
+    /// Un-REGISTERs wherever a binding may live, within this long; [`Output::Done`] follows
+    Stop(Duration),
+    /// A REGISTER at once
+    Refresh,
+    /// Un-REGISTER, then REGISTER
+    Reregister,
+    /// REGISTER without Contact
+    Query,
+    /// `Contact: *`
+    RemoveAll,
+    /// Sends nothing until then, or until [`Input::Resume`]; with an un-REGISTER first where asked
+    Pause {
+        /// When to resume by itself
+        until: Option<Instant>,
+        /// Whether the binding is removed first
+        unregister: bool,
+    },
+    /// Ends a pause
+    Resume,
+    /// The deadline came; early and late ones do nothing
+    Timeout,
+    /// Every flow is made anew; this registration at a random moment within the given time
+    NetworkChanged(Duration),
+    /// The computer slept for this long
+    ClockJump(Duration),
+    /// A new configuration
+    Reconfigure(Arc<Registration>),
+    /// Lets refused credentials be tried again
+    RetryCredentials,
+    /// A response whose branch is ours
+    Response(&'a Response),
+    /// The answer to [`Output::Locate`]
+    Located {
+        /// The question
+        op: OpId,
+        /// Targets in the order to try them
+        result: Result<Vec<Target>, ResolveError>,
+    },
+    /// The answer to [`Output::Open`]: the flow is up
+    Opened {
+        /// The question
+        op: OpId,
+        /// The flow
+        result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+    },
+    /// The host keeps [`Output::Open`] back, because enough requests are in flight (D16)
+    Held(OpId),
+    /// The answer to [`Output::Credentials`]
+    Credentials {
+        /// The question
+        op: OpId,
+        /// What was found
+        secret: Option<Secret>,
+    },
+    /// The answer to [`Output::Guard`]: whether the credentials may be tried
+    Guarded {
+        /// The question
+        op: OpId,
+        /// False where they were refused often enough (D6)
+        allowed: bool,
+    },
+    /// A flow has ended
+    FlowFailed {
+        /// The flow
+        flow: FlowId,
+        /// Why
+        error: FlowError,
+        /// Over how long its users spread (D13)
+        spread: Duration,
+    },
+}
+
+/// What a machine wants; a host that ignores one wedges the registration, so this enum is exhaustive
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Find the targets for this URI
+    Locate {
+        /// To be given back
+        op: OpId,
+        /// The server, or the first route
+        uri: SipUri,
+    },
+    /// Make or find a flow to the target
+    Open {
+        /// To be given back
+        op: OpId,
+        /// Where to
+        target: Target,
+        /// The flow that registered; to be used while it is up
+        prefer: Option<FlowId>,
+        /// Whether a new flow must be made (a 430 said that the old one is dead)
+        fresh: bool,
+    },
+    /// Ask the credential provider
+    Credentials {
+        /// To be given back
+        op: OpId,
+        /// What for
+        query: CredentialsQuery,
+    },
+    /// Ask whether credentials that were never accepted may be tried (D6)
+    Guard {
+        /// To be given back
+        op: OpId,
+        /// Keyed hashes of (realm, username), and of the same with the secret
+        credential: Vec<Guarded>,
+    },
+    /// What became of credentials: accepted, refused, or the attempt ended without an answer to that
+    Proved {
+        /// Those of [`Output::Guard`], or accepted before and refused now
+        credential: Vec<Guarded>,
+        /// The registrar's word
+        accepted: Option<bool>,
+    },
+    /// Not interested in the answer to this any more
+    Cancel(OpId),
+    /// Send
+    Transmit {
+        /// On this flow
+        flow: FlowId,
+        /// The whole message
+        message: Bytes,
+    },
+    /// Tell the application
+    Event(Event),
+    /// Stopped, as [`Input::Stop`] asked
+    Done(Removal),
+}
+
+/// What [`Output::Guard`] asks about
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guarded {
+    /// Keyed hash of realm and username
+    pub account: u64,
+    /// Keyed hash of realm, username and secret
+    pub credential: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Register,
+    Unregister,
+    Query,
+    RemoveAll,
+}
+
+/// A command that waits for the end of the cycle under way, or what follows the un-REGISTER under way
+#[derive(Debug, Clone)]
+enum Then {
+    /// Over by then, whatever has to end before
+    Stop {
+        by: Instant,
+    },
+    Reregister,
+    /// What is left of `Reregister` once the un-REGISTER is over
+    Register,
+    Refresh,
+    Query,
+    RemoveAll,
+    Pause {
+        until: Option<Instant>,
+        unregister: bool,
+    },
+    Reconfigure(Arc<Registration>),
+    Replace(Arc<Registration>),
+}
+
+#[derive(Debug, Clone)]
+enum Plan {
+    Idle,
+    Waiting { until: Instant },
+    Paused { until: Option<Instant> },
+    Cycle(Box<Cycle>),
+}
+
+#[derive(Debug, Clone)]
+struct Cycle {
+    purpose: Purpose,
+    /// When the first request went out
+    started: Option<Instant>,
+    requests: u32,
+    at_target: u32,
+    targets: Vec<Target>,
+    next: usize,
+    /// Smallest Retry-After of the targets that answered 503 (D11)
+    retry_after: Option<u32>,
+    from_tag: Box<str>,
+    step: Step,
+    flow: Option<(FlowId, Arc<FlowInfo>)>,
+    contact_uri: Box<str>,
+    /// Whether the request under way also removes older Contacts (D18)
+    replaces: bool,
+    path: bool,
+    outbound: bool,
+    /// Whether this cycle has answered a challenge, a 494, a 420, a 430 before
+    authenticated: bool,
+    security_resent: bool,
+    security_only_verify: bool,
+    tokens_dropped: bool,
+    fresh_flow: bool,
+    /// Credentials that the guard let through in this cycle, not proved yet (D6)
+    guarded: Vec<Guarded>,
+    /// The optional `gruu` may still be offered
+    gruu: bool,
+    redirects: u8,
+    /// When an un-REGISTER must be over
+    limit: Option<Instant>,
+    /// What goes on after a query
+    before: Plan,
+    /// `may_live` without the request under way: what holds once that one is refused
+    lived: Option<Instant>,
+    /// The code of the last final answer
+    code: Option<u16>,
+    /// What was reported last, for the event of a cycle that runs out of targets
+    failure: Option<(Failure, Option<Box<Exchange>>)>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Locating {
+        op: OpId,
+        until: Instant,
+    },
+    Opening {
+        op: OpId,
+        until: Instant,
+    },
+    Held {
+        op: OpId,
+        until: Instant,
+    },
+    Asking {
+        op: OpId,
+        until: Instant,
+        role: Role,
+        query: CredentialsQuery,
+    },
+    Guarding {
+        op: OpId,
+        until: Instant,
+    },
+    Registering(Transaction),
+    /// Between two steps of one call; never seen outside
+    Between,
+}
+
+#[derive(Debug, Clone)]
+struct Lease {
+    /// The Contact as it was bound
+    contact: Box<str>,
+    at: Instant,
+    expires_at: Instant,
+    granted: Duration,
+    flow: Option<FlowId>,
+    target: Target,
+    confirmed: bool,
+}
+
+/// The pure state machine of one registration: no clock, no socket, no task
+///
+/// Feed it [`Input`]s, carry out its [`Output`]s, and call it with [`Input::Timeout`] when
+/// [`deadline`](Self::deadline) has come. Late, early and spurious timeouts are harmless; an answer to an older
+/// question is ignored.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    registration: Arc<Registration>,
+    identity: Box<Kept>,
+    plan: Plan,
+    lease: Option<Lease>,
+    /// Until when the registrar may hold a binding of ours, answered or not: what is not known to be gone is removed
+    may_live: Option<Instant>,
+    /// In this order; a command replaces an earlier one of its kind, so that these are few
+    then: Vec<Then>,
+    /// When a stop stops waiting for the cycle under way
+    then_at: Option<Instant>,
+    retries: u32,
+    flaps: u32,
+    /// Retries in a row that did not count
+    uncounted: u8,
+    last_start: Option<Instant>,
+    last_failure: Option<Box<Failure>>,
+    reference: ReferenceStatus,
+    sessions: Sessions,
+    /// Raised by a 423, until reconfigured (D10)
+    min_expires: u32,
+    /// Contacts that the registrar may still hold beside the lease's, and until when (D18)
+    stale: Vec<(Box<str>, Instant)>,
+    /// The registrar refuses two Contacts in one REGISTER (D18)
+    sole_contact: bool,
+    security_server: Vec<Box<str>>,
+    ops: u32,
+    /// Targets that asked with Retry-After to be left alone, and until when (D11)
+    down: Vec<(Target, Instant)>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    branch: Box<str>,
+    call_id: Box<str>,
+    cseq: u32,
+    line: Option<Box<str>>,
+    guard_key: [u8; 16],
+}
+
+type Out<'a> = Cx<'a, Output>;
+
+impl Machine {
+    /// A machine for one registration; it does nothing until [`Input::Start`].
+    #[must_use]
+    pub fn new(registration: Arc<Registration>, identity: Identity, entropy: &mut Entropy) -> Self {
+        let line = registration
+            .line()
+            .then(|| identity.line.unwrap_or_else(|| entropy.letters(7).into()));
+        let kept = Kept {
+            branch: identity.branch,
+            call_id: identity.call_id.unwrap_or_else(|| entropy.hex(16).into()),
+            cseq: identity
+                .cseq
+                .unwrap_or_else(|| entropy.below(65_536) as u32),
+            line,
+            guard_key: identity.guard_key,
+        };
+        Self {
+            registration,
+            identity: Box::new(kept),
+            plan: Plan::Idle,
+            lease: None,
+            may_live: None,
+            then: Vec::new(),
+            then_at: None,
+            retries: 0,
+            flaps: 0,
+            uncounted: 0,
+            last_start: None,
+            last_failure: None,
+            reference: ReferenceStatus::Unregistered,
+            sessions: Sessions::default(),
+            min_expires: 0,
+            stale: Vec::new(),
+            sole_contact: false,
+            security_server: Vec::new(),
+            ops: 0,
+            down: Vec::new(),
+        }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub const fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    /// The `line` token of the Contact, where the option is on.
+    #[must_use]
+    pub fn line(&self) -> Option<&str> {
+        self.identity.line.as_deref()
+    }
+
+    /// The state: is there a binding, and what are we doing about it.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let activity = match &self.plan {
+            Plan::Idle => Activity::Idle,
+            Plan::Waiting { until } => Activity::Waiting { until: *until },
+            Plan::Paused { .. } => Activity::Paused,
+            Plan::Cycle(cycle) => match cycle.purpose {
+                Purpose::Register => Activity::Registering,
+                Purpose::Unregister => Activity::Unregistering,
+                Purpose::Query | Purpose::RemoveAll => Activity::Querying,
+            },
+        };
+        Status {
+            lease: self.lease.as_ref().map(|lease| LeaseStatus {
+                expires_at: lease.expires_at,
+                granted: lease.granted,
+                flow: lease.flow,
+                target: lease.target.clone(),
+                confirmed: lease.confirmed,
+            }),
+            activity,
+            last_failure: self.last_failure.as_deref().cloned(),
+            retries: self.retries,
+            reference: self.reference,
+        }
+    }
+
+    /// When [`Input::Timeout`] is due; computed from the state, so that no timer can be forgotten.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let plan = match &self.plan {
+            Plan::Idle | Plan::Paused { until: None } => None,
+            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => Some(*until),
+            Plan::Cycle(cycle) => {
+                let step = match &cycle.step {
+                    Step::Locating { until, .. }
+                    | Step::Opening { until, .. }
+                    | Step::Held { until, .. }
+                    | Step::Asking { until, .. }
+                    | Step::Guarding { until, .. } => Some(*until),
+                    Step::Registering(transaction) => Some(transaction.deadline()),
+                    Step::Between => None,
+                };
+                [step, cycle.limit, self.then_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            }
+        };
+        let expiry = self.lease.as_ref().map(|lease| lease.expires_at);
+        [plan, expiry].into_iter().flatten().min()
+    }
+
+    /// The target that a request is on its way to, or a flow is made to: such ones share the in-flight window (D16).
+    ///
+    /// While credentials are asked for the place is kept: the request that follows must not come on top.
+    #[must_use]
+    pub fn engaged(&self) -> Option<std::net::SocketAddr> {
+        match &self.plan {
+            Plan::Cycle(cycle)
+                if matches!(
+                    cycle.step,
+                    Step::Opening { .. }
+                        | Step::Asking { .. }
+                        | Step::Guarding { .. }
+                        | Step::Registering(_)
+                ) =>
+            {
+                cycle.targets.get(cycle.next).map(Target::address)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether this waits for the guard's answer to `op`.
+    pub(crate) fn guarding(&self, op: OpId) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle)
+            if matches!(cycle.step, Step::Guarding { op: asked, .. } if asked == op))
+    }
+
+    /// The flows that must stay up for this registration: the lease's, and the one that is tried now.
+    pub(crate) fn flows(&self) -> [Option<FlowId>; 2] {
+        let lease = self.lease.as_ref().and_then(|lease| lease.flow);
+        [lease, self.cycle_flow().filter(|flow| Some(*flow) != lease)]
+    }
+
+    /// The flow of the request under way, or else of the lease.
+    #[must_use]
+    pub fn flow(&self) -> Option<FlowId> {
+        self.cycle_flow()
+            .or_else(|| self.lease.as_ref().and_then(|lease| lease.flow))
+    }
+
+    fn cycle_flow(&self) -> Option<FlowId> {
+        match &self.plan {
+            Plan::Cycle(cycle) => cycle.flow.as_ref().map(|(flow, _)| *flow),
+            _ => None,
+        }
+    }
+
+    /// Feeds one input; effects are appended to `cx.out`.
+    pub fn handle(&mut self, cx: &mut Out<'_>, input: Input<'_>) {
+        self.expire(cx);
+        match input {
+            Input::Start => self.start(cx),
+            Input::Stop(within) => {
+                let by = cx.now + within.min(LONGEST);
+                self.or_after(cx, Then::Stop { by });
+            }
+            Input::Refresh => self.or_after(cx, Then::Refresh),
+            Input::Reregister => self.or_after(cx, Then::Reregister),
+            Input::Query => self.or_after(cx, Then::Query),
+            Input::RemoveAll => self.or_after(cx, Then::RemoveAll),
+            Input::Pause { until, unregister } => {
+                self.or_after(cx, Then::Pause { until, unregister })
+            }
+            Input::Resume => self.resume(cx),
+            Input::Timeout => self.timeout(cx),
+            Input::NetworkChanged(spread) => self.network_changed(cx, spread.min(LONGEST)),
+            Input::ClockJump(by) => self.clock_jump(cx.now, by),
+            Input::Reconfigure(to) => self.or_after(cx, Then::Reconfigure(to)),
+            Input::RetryCredentials => self.retry_credentials(cx),
+            Input::Response(response) => self.response(cx, response),
+            Input::Located { op, result } => self.located(cx, op, result),
+            Input::Opened { op, result } => self.opened(cx, op, result),
+            Input::Held(op) => self.held(cx, op),
+            Input::Credentials { op, secret } => self.provided(cx, op, secret),
+            Input::Guarded { op, allowed } => self.guarded(cx, op, allowed),
+            Input::FlowFailed {
+                flow,
+                error,
+                spread,
+            } => self.flow_failed(cx, flow, error, spread.min(LONGEST)),
+        }
+        // A jump of the clock, say, may have aged the lease.
+        self.expire(cx);
+    }
+}
+
+/// `+sip.instance` (unquoted) and `reg-id` among the configured Contact parameters
+fn contact_params(text: &str) -> (Option<String>, Option<String>) {
+    let value = |name: &str| {
+        text.split(';')
+            .filter_map(|param| param.split_once('='))
+            .find_map(|(key, value)| {
+                key.trim()
+                    .eq_ignore_ascii_case(name)
+                    .then(|| value.trim().trim_matches('"').to_owned())
+            })
+    };
+    (value("+sip.instance"), value("reg-id"))
+}

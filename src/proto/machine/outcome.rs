@@ -1,0 +1,173 @@
+//! How a cycle ends, and what comes next.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
+        if removal == Removal::Removed {
+            self.stale.clear();
+            self.lease = None;
+            self.may_live = None;
+            self.last_failure = None;
+            self.reference = ReferenceStatus::Unregistered;
+        }
+        self.retries = 0;
+        self.plan = Plan::Idle;
+        cx.out
+            .push(Output::Event(Event::Unregistered(removal.clone())));
+        if matches!(self.then.first(), Some(Then::Stop { .. })) {
+            self.then_at = None;
+            for then in std::mem::take(&mut self.then) {
+                if let Then::Reconfigure(to) = then {
+                    self.adopt(cx, to);
+                }
+            }
+            cx.out.push(Output::Done(removal));
+        } else {
+            self.finish(cx);
+        }
+    }
+
+    /// After a query: what was planned goes on.
+    pub(super) fn back(&mut self, cx: &mut Out<'_>) {
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            let before = std::mem::replace(&mut cycle.before, Plan::Idle);
+            self.plan = before;
+        }
+        self.finish(cx);
+    }
+
+    /// A cycle is over: what waited for its end comes now.
+    pub(super) fn finish(&mut self, cx: &mut Out<'_>) {
+        while !matches!(self.plan, Plan::Cycle(_)) && !self.then.is_empty() {
+            let then = self.then.remove(0);
+            self.do_then(cx, then);
+        }
+        if self.then.is_empty() {
+            self.then = Vec::new();
+        }
+    }
+
+    /// What is being asked for is not wanted any more.
+    pub(super) fn cancel_step(&self, cx: &mut Out<'_>) {
+        if let Plan::Cycle(cycle) = &self.plan
+            && let Step::Locating { op, .. }
+            | Step::Opening { op, .. }
+            | Step::Held { op, .. }
+            | Step::Asking { op, .. }
+            | Step::Guarding { op, .. } = cycle.step
+        {
+            cx.out.push(Output::Cancel(op));
+        }
+    }
+
+    /// Ends the cycle under way without an outcome.
+    pub(super) fn abandon(&mut self, cx: &mut Out<'_>) {
+        self.prove(cx, None);
+        self.cancel_step(cx);
+        self.plan = Plan::Idle;
+    }
+
+    pub(super) fn fail(
+        &mut self,
+        cx: &mut Out<'_>,
+        failure: Failure,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+    ) {
+        self.end(cx, failure, retry_after, exchange, false);
+    }
+
+    pub(super) fn end(
+        &mut self,
+        cx: &mut Out<'_>,
+        failure: Failure,
+        retry_after: Option<u32>,
+        exchange: Option<Box<Exchange>>,
+        blocked: bool,
+    ) {
+        self.prove(cx, None);
+        self.sessions.clear_for_retry();
+        self.cancel_step(cx);
+        let Plan::Cycle(cycle) = &self.plan else {
+            return;
+        };
+        match cycle.purpose {
+            Purpose::Register => {}
+            Purpose::Unregister => {
+                let removal = match failure {
+                    Failure::Rejected { code, .. } => Removal::Refused(code),
+                    Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. } => {
+                        Removal::Refused(cycle.code.unwrap_or(401))
+                    }
+                    _ => Removal::Unanswered,
+                };
+                return self.unregistered(cx, removal);
+            }
+            Purpose::Query | Purpose::RemoveAll => {
+                cx.out.push(Output::Event(Event::QueryFailed(failure)));
+                return self.back(cx);
+            }
+        }
+        let policy = Arc::clone(self.registration.policy());
+        let mediasec = self.registration.security_negotiation() == SecurityNegotiation::Mediasec;
+        let class = verdict::classify(&policy, &failure, mediasec);
+        let lease_left = self
+            .lease
+            .as_ref()
+            .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
+        self.reference = ReferenceStatus::Rejected;
+        self.last_failure = Some(Box::new(failure.clone()));
+        let verdict = if blocked {
+            Verdict::GiveUp(GiveUp::CredentialsRefused)
+        } else {
+            verdict::decide(&policy, &failure, class, retry_after, self.retries)
+        };
+        match verdict {
+            Verdict::Retry {
+                after,
+                jitter,
+                counted,
+            } => {
+                self.retries += u32::from(counted);
+                // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
+                self.uncounted = if counted {
+                    0
+                } else {
+                    self.uncounted.saturating_add(1)
+                };
+                let doublings = u32::from(self.uncounted.saturating_sub(UNCOUNTED)).min(6);
+                let least = Duration::from_secs((1 << doublings) - 1).min(UNCOUNTED_LEAST);
+                let after = after.max(least);
+                let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));
+                self.plan = Plan::Waiting {
+                    until: cx.now + retry_in,
+                };
+                cx.out.push(Output::Event(Event::Rejected {
+                    failure,
+                    class,
+                    attempt: self.retries,
+                    of: policy.retry.max_retries,
+                    retry_in,
+                    lease_left,
+                    exchange,
+                }));
+            }
+            Verdict::GiveUp(why) => {
+                self.plan = Plan::Idle;
+                cx.out.push(Output::Event(Event::GaveUp {
+                    failure,
+                    class,
+                    why,
+                    lease_left,
+                    exchange,
+                }));
+            }
+        }
+        self.finish(cx);
+    }
+
+    pub(super) fn may_live(&self, now: Instant) -> bool {
+        self.lease.is_some() || self.may_live.is_some_and(|until| now < until)
+    }
+}

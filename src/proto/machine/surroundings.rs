@@ -1,0 +1,214 @@
+//! What happens to a registration: time, the network, its flow.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn timeout(&mut self, cx: &mut Out<'_>) {
+        let timers = self.registration.policy().timers.clone();
+        match &mut self.plan {
+            Plan::Idle | Plan::Paused { until: None } => {}
+            Plan::Waiting { until } => {
+                if cx.now >= *until {
+                    self.begin(cx, Purpose::Register, false);
+                }
+            }
+            Plan::Paused { until: Some(until) } => {
+                if cx.now >= *until {
+                    self.begin(cx, Purpose::Register, false);
+                }
+            }
+            Plan::Cycle(cycle) => {
+                if cycle.limit.is_some_and(|limit| cx.now >= limit) {
+                    return self.fail(cx, Failure::Timeout, None, None);
+                }
+                if self.then_at.is_some_and(|at| cx.now >= at) {
+                    // Half of the time is gone; the un-REGISTER gets the other half.
+                    self.then_at = None;
+                    self.abandon(cx);
+                    return self.finish(cx);
+                }
+                match &mut cycle.step {
+                    Step::Locating { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        self.unlocated(cx, ResolveError::Timeout);
+                    }
+                    Step::Opening { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        let error = FlowError::ConnectTimeout(timers.connect_timeout);
+                        self.next_target(cx, Failure::Flow(error), None);
+                    }
+                    Step::Held { until, .. } if cx.now >= *until => self.open(cx),
+                    Step::Asking { op, until, .. } if cx.now >= *until => {
+                        let op = *op;
+                        cx.out.push(Output::Cancel(op));
+                        self.provided(cx, op, None);
+                    }
+                    Step::Guarding { op, until } if cx.now >= *until => {
+                        cx.out.push(Output::Cancel(*op));
+                        self.fail(cx, Failure::Budget, None, None);
+                    }
+                    Step::Registering(transaction) => match transaction.due(&timers, cx.now) {
+                        Due::Nothing => {}
+                        Due::Resend => {
+                            let message = transaction.message.clone();
+                            if let Some((flow, _)) = &cycle.flow {
+                                cx.out.push(Output::Transmit {
+                                    flow: *flow,
+                                    message,
+                                });
+                            }
+                        }
+                        Due::TimedOut if transaction.answered => {
+                            let exchange = self.exchange(None);
+                            self.fail(cx, Failure::Timeout, None, exchange);
+                        }
+                        Due::TimedOut => {
+                            let exchange = self.exchange(None);
+                            self.next_target(cx, Failure::Timeout, exchange);
+                        }
+                    },
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    pub(super) fn expire(&mut self, cx: &mut Out<'_>) {
+        if self.may_live.is_some_and(|until| cx.now >= until) {
+            self.may_live = None;
+        }
+        if !self.stale.is_empty() {
+            self.stale.retain(|(_, until)| cx.now < *until);
+        }
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| cx.now >= lease.expires_at)
+        {
+            self.lease = None;
+            let next_in = match &self.plan {
+                Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
+                Plan::Cycle(cycle) if cycle.purpose == Purpose::Register => Some(Duration::ZERO),
+                Plan::Cycle(cycle) => match &cycle.before {
+                    Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
+                    _ => None,
+                },
+                _ => None,
+            };
+            cx.out.push(Output::Event(Event::Expired { next_in }));
+        }
+    }
+
+    pub(super) fn network_changed(&mut self, cx: &mut Out<'_>, spread: Duration) {
+        if let Some(lease) = &mut self.lease {
+            lease.flow = None;
+        }
+        let until = cx.now + cx.entropy.up_to(spread);
+        match &mut self.plan {
+            Plan::Idle | Plan::Paused { .. } => {}
+            Plan::Waiting { .. } => self.plan = Plan::Waiting { until },
+            Plan::Cycle(cycle) => match cycle.purpose {
+                Purpose::Register => {
+                    self.abandon(cx);
+                    self.plan = Plan::Waiting { until };
+                    self.finish(cx);
+                }
+                // Over a fresh flow, with what is left of its time.
+                Purpose::Unregister | Purpose::Query | Purpose::RemoveAll => {
+                    if let Plan::Waiting { until: next } = &mut cycle.before {
+                        *next = until;
+                    }
+                    self.relocate(cx);
+                }
+            },
+        }
+    }
+
+    pub(super) fn clock_jump(&mut self, now: Instant, by: Duration) {
+        // A jump beyond what `Instant` can say ends whatever there is.
+        let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(now);
+        if let Some(lease) = &mut self.lease {
+            back(&mut lease.expires_at);
+        }
+        if let Some(until) = &mut self.may_live {
+            back(until);
+        }
+        match &mut self.plan {
+            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => back(until),
+            Plan::Idle | Plan::Paused { until: None } => {}
+            Plan::Cycle(cycle) => {
+                if let Plan::Waiting { until } | Plan::Paused { until: Some(until) } =
+                    &mut cycle.before
+                {
+                    back(until);
+                }
+            }
+        }
+    }
+
+    pub(super) fn flow_failed(
+        &mut self,
+        cx: &mut Out<'_>,
+        flow: FlowId,
+        error: FlowError,
+        spread: Duration,
+    ) {
+        let was_ours = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.flow == Some(flow))
+            .map(|lease| {
+                lease.flow = None;
+                cx.now.saturating_duration_since(lease.at)
+            });
+        let next_in = was_ours.map(|held_for| {
+            if held_for < FLAP {
+                // 1, 2, 4 … 60 s, between half and all of it (D2).
+                let longest =
+                    Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
+                self.flaps = self.flaps.saturating_add(1);
+                longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
+            } else {
+                self.flaps = 0;
+                cx.entropy.up_to(spread)
+            }
+        });
+        // A retry that waits keeps its time: the last answer said when.
+        let refused = self.last_failure.is_some();
+        let sooner = |until: &mut Instant| {
+            if let Some(next_in) = next_in.filter(|_| !refused) {
+                *until = (*until).min(cx.now + next_in);
+            }
+            until.saturating_duration_since(cx.now)
+        };
+        match &mut self.plan {
+            Plan::Cycle(cycle) => {
+                if let Plan::Waiting { until } = &mut cycle.before {
+                    sooner(until);
+                }
+                if cycle.flow.as_ref().is_none_or(|(used, _)| *used != flow) {
+                    return;
+                }
+                // A kept-alive connection that died under our request says nothing of the target: one fresh try.
+                if was_ours.is_some() && !cycle.fresh_flow {
+                    self.cancel_step(cx);
+                    if let Plan::Cycle(cycle) = &mut self.plan {
+                        cycle.fresh_flow = true;
+                    }
+                    return self.open(cx);
+                }
+                let exchange = self.exchange(None);
+                self.next_target(cx, Failure::Flow(error), exchange);
+            }
+            Plan::Waiting { until } if was_ours.is_some() => {
+                let next_in = sooner(until);
+                cx.out.push(Output::Event(Event::FlowLost {
+                    flow,
+                    error,
+                    next_in,
+                }));
+            }
+            Plan::Idle | Plan::Waiting { .. } | Plan::Paused { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What arrives: whose answer it is, which registration a request belongs to.
+
+use super::*;
+
+impl Pool {
+    /// Hands over a message from the network; what is not ours comes back as [`PoolOutput::Message`].
+    pub fn received(&mut self, cx: &mut Out<'_>, received: Received) {
+        if !self.accepts(&received.message) {
+            return self.foreign(cx, received);
+        }
+        let response = match Response::parse(received.message) {
+            Ok(response) => response,
+            Err(error) => {
+                return tracing::trace!(%error, source = %received.source, "dropped a response");
+            }
+        };
+        let id = response
+            .via()
+            .and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
+        let Some(id) = id else { return };
+        if let Some(window) = self
+            .entry(id)
+            .and_then(|entry| entry.window)
+            .and_then(|target| self.windows.get_mut(&target))
+        {
+            window.limit = match response.code() {
+                503 => (window.limit / 2).max(LEAST_WINDOW),
+                _ => (window.limit + 1).min(WINDOW),
+            };
+        }
+        self.handle(cx, id, Input::Response(&response));
+    }
+
+    pub(super) fn foreign(&mut self, cx: &mut Out<'_>, received: Received) {
+        // A response that is not ours, on a socket that is: nobody waits for it unless the host does.
+        let mut message = InboundMessage::new(received.source, received.message);
+        message.flow = received.flow.or_else(|| self.flow_from(received.source));
+        if let Ok(request) = message.request() {
+            let to = request
+                .header("To")
+                .map(|to| to.into_owned())
+                .unwrap_or_default();
+            message.registration = self.matches(&request.uri(), &to, received.source);
+        }
+        cx.out.push(PoolOutput::Message(message));
+    }
+
+    pub(super) fn flow_from(&self, source: SocketAddr) -> Option<FlowId> {
+        self.by_key
+            .iter()
+            .find(|(key, _)| key.address == source)
+            .map(|(_, flow)| *flow)
+    }
+
+    /// The registration that an inbound request belongs to (D24): by `line` in To or Request-URI, else by the Contact's user
+    /// where exactly one registration has it. An ambiguous request belongs to none.
+    #[must_use]
+    pub fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match> {
+        let address = |text: &str| {
+            let inner = text
+                .split_once('<')
+                .and_then(|(_, rest)| rest.split_once('>'))
+                .map(|(uri, _)| uri);
+            SipUri::parse(inner.unwrap_or(text)).ok()
+        };
+        let request_uri = address(request_uri);
+        let line = |uri: &Option<SipUri>| {
+            let value = uri.as_ref()?.param("line").flatten()?;
+            (!value.is_empty())
+                .then(|| self.lines.get(value).copied())
+                .flatten()
+        };
+        let by_line = line(&address(to)).or_else(|| line(&request_uri));
+        let id = by_line.or_else(|| {
+            let user = request_uri.as_ref()?.user()?;
+            let mut found = self.ids().filter(|id| {
+                self.entry(*id).is_some_and(|entry| {
+                    let registration = entry.machine.registration();
+                    let on_flow = entry.machine.flow().and_then(|flow| self.flows.get(&flow));
+                    registration.contact_user().as_str() == Some(user)
+                        && on_flow.is_some_and(|flow| flow.key.address.ip() == source.ip())
+                })
+            });
+            found.next().filter(|_| found.next().is_none())
+        })?;
+        let endpoint = self.registration(id)?.endpoint().map(Arc::from);
+        Some(Match::new(id, endpoint))
+    }
+
+    pub(super) fn id_of(&self, branch: &str) -> Option<RegistrationId> {
+        let rest = branch.strip_prefix("z9hG4bK")?.strip_prefix(&*self.tag)?;
+        let index = u32::from_str_radix(rest.get(..8)?, 16).ok()?;
+        let generation = u32::from_str_radix(rest.get(8..16)?, 16).ok()?;
+        let id = RegistrationId { index, generation };
+        self.entry(id).map(|_| id)
+    }
+}
