@@ -75,8 +75,9 @@ pub(crate) fn decide(
 ) -> Verdict {
     let retry = &policy.retry;
     let exhausted = retry.max_retries.is_some_and(|max| retries >= max);
-    let guarded = class == FailureClass::Credentials && policy.auth.guard_account;
-    if guarded {
+    // A challenge that could not be answered refuses nothing: no credential went out.
+    let refused = matches!(failure, Failure::CredentialsRefused { .. });
+    if refused && class == FailureClass::Credentials && policy.auth.guard_account {
         return Verdict::GiveUp(GiveUp::CredentialsRefused);
     }
     if let Some(seconds) = retry_after.filter(|seconds| *seconds > 0) {

@@ -8,6 +8,8 @@ mod kamailio;
 #[cfg(feature = "tokio")]
 mod lab;
 mod machine;
+#[cfg(feature = "tokio")]
+mod misreg;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;
