@@ -1,6 +1,7 @@
 //! The built-in transports: UDP and TCP over tokio's sockets.
 
 mod local;
+mod stream;
 mod tcp;
 mod udp;
 

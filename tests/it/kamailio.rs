@@ -7,7 +7,7 @@ use assert_matches::assert_matches;
 use sip_registration::{
     Activity, Agent, Algorithm, Credentials, Event, Events, Exchange, Failure, FailureClass,
     GiveUp, Policy, Protocol, Redirects, ReferenceStatus, Registered, Registrar, Registration,
-    RegistrationBuilder, RegistrationHandle, Removal, TcpTransport, TransportConfig,
+    RegistrationBuilder, RegistrationHandle, Removal,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -863,27 +863,6 @@ async fn one_contact_at_most_survives_a_lost_connection() {
     phone.flow_lost().await;
     let registered = phone.refreshed().await;
     phone.is_bound(&registered).await;
-}
-
-#[tokio::test]
-#[ignore = "needs Kamailio; .ci/run runs it"]
-async fn keep_alives_keep_the_connection() {
-    let lab = Lab::registrar(&["TCP_LIFETIME=3"]);
-    let config = TransportConfig::new("tcp", Protocol::Tcp).expect("a good configuration");
-    let transport = TcpTransport::new(config).keep_alive(Duration::from_secs(1));
-    let agent = Agent::builder().transport("tcp", transport).build().await;
-    let account = account(lab, "alice-awake", Tcp4)
-        .outbound_auth(Credentials::password("alice-awake", "secret"));
-    let mut phone = Phone::on(agent.expect("an agent"), lab, "alice-awake", account).await;
-    let registered = phone.registered().await;
-    // An idle one is closed after 11 s or so.
-    sleep(Duration::from_secs(15)).await;
-    let status = phone.handle.status().await.expect("it is there");
-    assert!(status.is_reachable());
-    let refreshed = phone.refresh().await;
-    assert_eq!(refreshed.flow, registered.flow);
-    phone.is_bound(&refreshed).await;
-    phone.ends().await;
 }
 
 #[tokio::test]

@@ -5,6 +5,10 @@ use super::*;
 impl Pool {
     /// Hands over a message from the network; what is not ours comes back as [`PoolOutput::Message`].
     pub fn received(&mut self, cx: &mut Out<'_>, received: Received) {
+        // The answer to a keep-alive (RFC 5626 §4.4.1) is no message.
+        if *received.message == *b"\r\n" {
+            return;
+        }
         if !self.accepts(&received.message) {
             return self.foreign(cx, received);
         }
