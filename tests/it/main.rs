@@ -18,4 +18,6 @@ mod rules_peer;
 mod rules_refresh;
 mod rules_retry;
 mod rules_soak;
+#[cfg(feature = "tokio")]
+mod sipp;
 mod torture;
