@@ -59,6 +59,14 @@ fn header(request: &SentRequest, name: &str) -> String {
     request.text_of(name)
 }
 
+/// The lines of a header that is not a list.
+fn lines(request: &SentRequest, name: &str) -> Vec<String> {
+    request
+        .headers(name)
+        .map(|value| value.into_owned())
+        .collect()
+}
+
 /// The single `Registered` or `Refreshed` among the events since the last look.
 fn granted(sim: &mut Sim) -> Registered {
     let events = sim.events();
@@ -662,6 +670,49 @@ fn f21_contact_names_what_this_registration_uses() {
     assert_eq!(header(&sim.sent(), "Contact"), "<sip:s@192.0.2.1:5060>");
 }
 
+/// asterisk#1731, #48, #789: Security-Verify grew with each refresh, and went out wrong after a 401 against a 494.
+#[test]
+fn f23_the_server_s_security_list_is_replaced_and_the_host_can_see_it() {
+    for policy in [punctual(), Policy::asterisk()] {
+        let refreshed_with = policy.security_verify_on_refresh;
+        let mut sim = Sim::new(built(
+            account()
+                .policy(policy)
+                .security_negotiation(SecurityNegotiation::Mediasec)
+                .security_mechanisms("sdes-srtp;mediasec"),
+        ));
+        let mut list = vec![
+            "msrp-tls;mediasec".to_owned(),
+            "sdes-srtp;mediasec".to_owned(),
+        ];
+        for round in 0..4 {
+            let first = next(&mut sim);
+            let before = if round > 0 && refreshed_with {
+                list.clone()
+            } else {
+                Vec::new()
+            };
+            assert_eq!(lines(&first, "Security-Verify"), before, "round {round}");
+            if round == 2 {
+                list = vec!["dtls-srtp;mediasec;q=0.1".to_owned()];
+            }
+            let nonce = format!("n{round}");
+            let challenge =
+                format!("Digest realm=\"r\", nonce=\"{nonce}\", qop=\"auth\", stale=true");
+            let mut challenge = Reply::status(401).header("WWW-Authenticate", &challenge);
+            for mechanism in &list {
+                challenge = challenge.header("Security-Server", mechanism);
+            }
+            sim.reply(&first, challenge);
+            let answer = sim.sent();
+            assert_eq!(lines(&answer, "Security-Verify"), list, "round {round}");
+            assert_eq!(lines(&answer, "Security-Client"), ["sdes-srtp;mediasec"]);
+            sim.reply(&answer, Reply::granted(600));
+            assert_eq!(*granted(&mut sim).security_server, *list, "round {round}");
+        }
+    }
+}
+
 /// SIP.js#472: the Retry-After of a 503 was ignored.
 #[test]
 fn f24_retry_after_rules_over_the_configured_interval_in_all_its_forms() {
@@ -1068,4 +1119,21 @@ fn f47_the_refresh_margin_is_an_option_with_a_safe_default() {
         let after = sim.elapsed();
         assert!((secs(486)..=secs(540)).contains(&after), "{after:?}");
     }
+}
+
+/// siphon-sip#434: a registration deleted from the configuration stayed bound at the registrar.
+#[test]
+fn f48_a_registration_that_goes_is_removed_in_the_same_call() {
+    let mut sim = Sim::new(built(account()));
+    let first = sim.sent();
+    sim.reply(&first, Reply::granted(600));
+    sim.remove(sim.id(), secs(32));
+    let removal = sim.sent();
+    assert_eq!(header(&removal, "Call-ID"), header(&first, "Call-ID"));
+    assert_eq!(header(&removal, "Contact"), header(&first, "Contact"));
+    assert_eq!(header(&removal, "Expires"), "0");
+    let number = |request: &SentRequest| request.cseq().map(|(number, _)| number);
+    assert_eq!(number(&removal), number(&first).map(|number| number + 1));
+    sim.reply(&removal, Reply::status(200));
+    assert_eq!(sim.removals(), [Removal::Removed]);
 }

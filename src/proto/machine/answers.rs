@@ -487,7 +487,7 @@ impl Machine {
                     service_route: texts("Service-Route"),
                     path: texts("Path"),
                     associated_uris: texts("P-Associated-URI"),
-                    security_server: texts("Security-Server"),
+                    security_server: self.security_in_force(response),
                     public_gruu: grant.public_gruu,
                     temporary_gruu: grant.temporary_gruu,
                     other_bindings: grant.others,
@@ -571,6 +571,18 @@ impl Machine {
             if !list.is_empty() {
                 self.security_server = list;
             }
+        }
+    }
+
+    /// What the host's own requests repeat as Security-Verify: the list that our next REGISTER repeats too.
+    fn security_in_force(&self, response: &Response) -> Box<[String]> {
+        let negotiated = self.registration.security_negotiation() == SecurityNegotiation::Mediasec;
+        if negotiated && !self.security_server.is_empty() {
+            let list = self.security_server.iter();
+            list.map(|mechanism| mechanism.to_string()).collect()
+        } else {
+            let list = response.values("Security-Server");
+            list.map(|value| value.into_owned()).collect()
         }
     }
 
