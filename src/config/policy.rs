@@ -52,6 +52,9 @@ pub struct Policy {
     pub allow_no_expires: bool,
     /// Whether Via carries `alias` on streams; default `false`, as RFC 5923 asks more than a parameter, `asterisk()` `true`.
     pub via_alias: bool,
+    /// How long before a certificate of a flow expires grants come with a warning, once a flow; default 14 days, 0 is
+    /// never before it has.
+    pub certificate_warning: Duration,
 }
 
 impl Policy {
@@ -218,6 +221,7 @@ impl Default for Policy {
             auto_lr: false,
             allow_no_expires: false,
             via_alias: false,
+            certificate_warning: Duration::from_secs(14 * 86_400),
         }
     }
 }

@@ -225,6 +225,17 @@ pub enum Warning {
     /// Answered with MD5 though the registrar also offered better.
     #[error("realm {0:?} was answered with MD5 though it offered SHA-2")]
     WeakAlgorithm(Box<str>),
+    /// The peer's certificate expires soon: after that, no new connection to it can be made. Told once a flow; the
+    /// time that is left
+    #[error("the peer's certificate {}", expires(*.0))]
+    PeerCertificateExpires(Duration),
+    /// Our own certificate expires soon, or has expired: a peer that asks for it will refuse us. Told once a flow; the
+    /// time that is left
+    #[error("our certificate {}", expires(*.0))]
+    OwnCertificateExpires(Duration),
+    /// The peer's certificate was not checked, as the transport was told: anybody may be there. Told once a flow
+    #[error("the peer's certificate was not checked")]
+    UnverifiedPeer,
     /// The server's own proof (`rspauth`) was wrong.
     #[error("the registrar's rspauth is wrong")]
     ServerNotAuthenticated,
@@ -390,6 +401,15 @@ fn left(f: &mut fmt::Formatter<'_>, lease_left: Option<Duration>) -> fmt::Result
     match lease_left {
         Some(left) => write!(f, ", still bound for {}", seconds(left)),
         None => f.write_str(", not bound"),
+    }
+}
+
+fn expires(left: Duration) -> String {
+    const HOUR: u64 = 3600;
+    match left.as_secs() {
+        0 => "has expired".to_owned(),
+        left if left < 48 * HOUR => format!("expires in {} h", left / HOUR),
+        left => format!("expires in {} days", left / (24 * HOUR)),
     }
 }
 

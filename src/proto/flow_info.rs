@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A transport protocol as Via names it (RFC 3261 §20.42)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,7 +84,9 @@ impl Target {
         }
     }
 
-    /// Sets the host name that was asked for.
+    /// Sets the host name that was asked for: the host of the URI in the configuration, whatever SRV or `maddr` made
+    /// of it. A transport that proves who the peer is looks for this name in its certificate (RFC 5922 §7.3), and
+    /// never for one that came from the name service.
     #[must_use]
     pub fn with_host(mut self, host: impl Into<Arc<str>>) -> Self {
         self.host = host.into();
@@ -103,7 +105,8 @@ impl Target {
         self.address
     }
 
-    /// The host name that was asked for, or the address as text.
+    /// The host name that was asked for, as [`with_host`](Self::with_host) has it, or the address as text; an IPv6
+    /// address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -124,6 +127,9 @@ pub struct FlowInfo {
     remote: SocketAddr,
     sent_by: Option<Arc<str>>,
     contact: Option<Arc<str>>,
+    peer_certificate_until: Option<SystemTime>,
+    own_certificate_until: Option<SystemTime>,
+    unverified: bool,
 }
 
 impl FlowInfo {
@@ -136,7 +142,51 @@ impl FlowInfo {
             remote,
             sent_by: None,
             contact: None,
+            peer_certificate_until: None,
+            own_certificate_until: None,
+            unverified: false,
         }
+    }
+
+    /// Sets when the peer's certificate expires; default none. Within
+    /// [`Policy::certificate_warning`](crate::Policy::certificate_warning) of it a grant comes with a warning.
+    #[must_use]
+    pub const fn with_peer_certificate_until(mut self, at: SystemTime) -> Self {
+        self.peer_certificate_until = Some(at);
+        self
+    }
+
+    /// Sets when our own certificate, if the peer may have asked for it, expires; default none. A grant warns of it
+    /// as of the peer's.
+    #[must_use]
+    pub const fn with_own_certificate_until(mut self, at: SystemTime) -> Self {
+        self.own_certificate_until = Some(at);
+        self
+    }
+
+    /// Says that the peer did not prove who it is, though the protocol could have: a grant warns of it. Default `false`.
+    #[must_use]
+    pub const fn with_unverified(mut self, unverified: bool) -> Self {
+        self.unverified = unverified;
+        self
+    }
+
+    /// When the peer's certificate expires, where it has one.
+    #[must_use]
+    pub const fn peer_certificate_until(&self) -> Option<SystemTime> {
+        self.peer_certificate_until
+    }
+
+    /// When our own certificate expires, where we have one.
+    #[must_use]
+    pub const fn own_certificate_until(&self) -> Option<SystemTime> {
+        self.own_certificate_until
+    }
+
+    /// Whether nobody checked who the peer is, though the protocol could have.
+    #[must_use]
+    pub const fn is_unverified(&self) -> bool {
+        self.unverified
     }
 
     /// Sets the host and port for Via, where that is not the local address (an external address, say).
@@ -224,6 +274,9 @@ pub enum FlowError {
     /// The peer sent what is no SIP, or a message beyond the limits.
     #[error("not SIP: {0}")]
     NotSip(Arc<str>),
+    /// No TLS connection could be made, or it ended against its rules.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The operating system's word.
     #[error("{kind}: {message}")]
     Io {
@@ -235,6 +288,62 @@ pub enum FlowError {
     /// The host or the agent closed it.
     #[error("closed by us")]
     ClosedByUs,
+}
+
+/// What went wrong in TLS
+///
+/// The texts name the certificate, the name or the alert at fault. What a peer sent comes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The peer's certificate, or one of its issuers', has expired.
+    #[error("the peer's certificate has expired")]
+    Expired,
+    /// The peer's certificate, or one of its issuers', is not valid yet.
+    #[error("the peer's certificate is not valid yet")]
+    NotYetValid,
+    /// No trusted root vouches for the peer's certificate: a private CA, or a self-signed certificate.
+    #[error("no trusted root vouches for the peer's certificate")]
+    UnknownIssuer,
+    /// The certificate is good, but not for the name that was asked for (RFC 5922 §7.3).
+    #[error("the peer's certificate is not for {asked:?} but for {found:?}")]
+    WrongName {
+        /// The host of the URI
+        asked: Arc<str>,
+        /// The names that the certificate has, with their kind: `DNS:…`, `IP:…`, `URI:…`
+        found: Box<[Arc<str>]>,
+    },
+    /// The peer's certificate is unusable for another reason.
+    #[error("the peer's certificate is unusable: {0}")]
+    BadCertificate(Arc<str>),
+    /// The peer ended the handshake over our certificate, or over our having none: the alert it sent.
+    #[error("the peer does not accept our certificate, or that we have none: {0}")]
+    NotAccepted(Arc<str>),
+    /// The peer ended the connection for another reason: the alert it sent (`ProtocolVersion`: it knows none of our
+    /// versions; `UnrecognisedName`: it serves another domain).
+    #[error("the peer refused TLS: {0}")]
+    Alert(Arc<str>),
+    /// The peer has no version or cipher suite in common with us.
+    #[error("no TLS version or cipher suite in common: {0}")]
+    Incompatible(Arc<str>),
+    /// What the peer sent is no TLS: a plain SIP port, perhaps.
+    #[error("the peer does not speak TLS")]
+    NotTls,
+    /// The host is no name that a certificate could have.
+    #[error("{0:?} is no name that a certificate could have")]
+    Name(Arc<str>),
+    /// There is nobody to vouch for a peer: the system has no trusted roots, and the configuration names none.
+    #[error("no trusted roots: {0}")]
+    NoRoots(Arc<str>),
+    /// A listener needs a certificate of its own.
+    #[error("listening needs a certificate")]
+    NoCertificate,
+    /// The connection ended without `close_notify`.
+    #[error("the peer cut the TLS connection")]
+    Cut,
+    /// The peer broke the rules of TLS.
+    #[error("TLS failed: {0}")]
+    Broken(Arc<str>),
 }
 
 impl From<std::io::Error> for FlowError {

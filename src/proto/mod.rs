@@ -22,7 +22,7 @@ pub use event::{
 };
 #[cfg(feature = "tokio")]
 pub(crate) use flow_info::host_port;
-pub use flow_info::{FlowError, FlowInfo, Protocol, Target};
+pub use flow_info::{FlowError, FlowInfo, Protocol, Target, TlsError};
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
 pub use machine::{Cx, Guarded, Identity, Input, Machine, Output};

@@ -40,6 +40,7 @@ pub struct Sim {
     flows: HashMap<FlowId, Target>,
     names: HashMap<Query, Result<Answer, ResolveError>>,
     refusals: VecDeque<FlowError>,
+    dress: fn(FlowInfo) -> FlowInfo,
     secret: Option<Secret>,
     sent: VecDeque<SentRequest>,
     events: Vec<(RegistrationId, Event)>,
@@ -82,6 +83,7 @@ impl Sim {
             flows: HashMap::new(),
             names: HashMap::new(),
             refusals: VecDeque::new(),
+            dress: |info| info,
             secret: None,
             sent: VecDeque::new(),
             events: Vec::new(),
@@ -153,6 +155,11 @@ impl Sim {
     /// The next flow cannot be made.
     pub fn refuse_next_open(&mut self, error: FlowError) {
         self.refusals.push_back(error);
+    }
+
+    /// What flows are like from now on: `dress` is given each that was made, and changes it.
+    pub fn dress_flows(&mut self, dress: fn(FlowInfo) -> FlowInfo) {
+        self.dress = dress;
     }
 
     /// What the credential provider finds from now on.
@@ -295,11 +302,8 @@ impl Sim {
                         };
                         let local = format!("{ip}:{port}").parse().expect("an address");
                         self.flows.insert(flow, target.clone());
-                        Ok(Arc::new(FlowInfo::new(
-                            target.protocol(),
-                            local,
-                            target.address(),
-                        )))
+                        let info = FlowInfo::new(target.protocol(), local, target.address());
+                        Ok(Arc::new((self.dress)(info)))
                     }
                 };
                 self.with(|pool, cx| pool.opened(cx, flow, result));

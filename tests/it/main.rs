@@ -18,6 +18,7 @@ mod rules_peer;
 mod rules_refresh;
 mod rules_retry;
 mod rules_soak;
+mod rules_tls;
 #[cfg(feature = "tokio")]
 mod sipp;
 mod torture;

@@ -462,9 +462,21 @@ impl Machine {
                     }
                     return;
                 }
-                let Some((flow, _)) = cycle.flow.clone() else {
+                let Some((flow, info)) = cycle.flow.clone() else {
                     return;
                 };
+                let before = self
+                    .lease
+                    .as_ref()
+                    .filter(|lease| lease.flow == Some(flow))
+                    .and_then(|lease| {
+                        cx.wall
+                            .checked_sub(cx.now.saturating_duration_since(lease.at))
+                    });
+                let ahead = policy.certificate_warning;
+                for warning in certificates::warnings(&info, ahead, cx.wall, before) {
+                    cx.out.push(Output::Event(Event::Warning(warning)));
+                }
                 let Some(target) = cycle.targets.get(cycle.next).cloned() else {
                     return;
                 };

@@ -13,6 +13,7 @@
 //! in between takes it away.
 
 mod answers;
+mod certificates;
 mod commands;
 mod cycle;
 mod outcome;

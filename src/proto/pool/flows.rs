@@ -16,6 +16,10 @@ impl Pool {
             transport: named,
             protocol: target.protocol(),
             address: target.address(),
+            host: target
+                .protocol()
+                .is_secure()
+                .then(|| target.host().to_ascii_lowercase().into()),
         };
         let known = prefer
             .filter(|flow| self.flows.contains_key(flow))

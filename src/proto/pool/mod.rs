@@ -111,6 +111,9 @@ struct FlowKey {
     transport: Option<Arc<str>>,
     protocol: Protocol,
     address: SocketAddr,
+    /// Who the peer has proved to be, where it has to: a flow to one domain is none to another at the same address
+    /// (RFC 5922 §7.3)
+    host: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -138,6 +141,8 @@ enum Name {
 struct Wanted {
     protocol: Protocol,
     port: u16,
+    /// The URI's own host, whatever name was asked for
+    host: Arc<str>,
 }
 
 #[derive(Debug)]

@@ -25,16 +25,22 @@ impl Pool {
                 }
             },
         };
-        let protocol = match (
-            uri.transport(),
-            uri.scheme(),
-            protocols.as_deref().and_then(<[_]>::first),
-        ) {
-            (Some(name), Scheme::Sip, _) => Protocol::from_name(name),
-            (None, Scheme::Sip, Some(protocol)) => Some(*protocol),
-            (None, Scheme::Sip, None) => Some(Protocol::Udp),
-            // Only TLS may carry `sips`, and no transport here speaks it yet.
-            (_, Scheme::Sips, _) => None,
+        // With `sips` in the Request-URI a route is followed as if it said `sips` (RFC 3261 §8.1.2).
+        let sips = uri.scheme() == Scheme::Sips
+            || self
+                .registration(asker.id)
+                .is_some_and(|registration| registration.is_sips());
+        let first = protocols.as_deref().and_then(<[_]>::first);
+        let protocol = match (uri.transport().map(Protocol::from_name), first) {
+            (Some(protocol), _) => protocol,
+            (None, Some(protocol)) => Some(*protocol),
+            (None, None) if sips => Some(Protocol::Tls),
+            (None, None) => Some(Protocol::Udp),
+        };
+        let protocol = match protocol {
+            // What `tcp` says of `sips` is what TLS runs on (RFC 3261 §26.2.2).
+            Some(Protocol::Tcp | Protocol::Tls) if sips => Some(Protocol::Tls),
+            other => other.filter(|protocol| !sips || protocol.is_secure()),
         };
         let Some(protocol) = protocol else {
             let error = ResolveError::Failed(
@@ -52,6 +58,7 @@ impl Pool {
         let wanted = Wanted {
             protocol,
             port: uri.port().unwrap_or_else(|| protocol.default_port()),
+            host: uri.host().into(),
         };
         let host: Arc<str> = uri
             .param("maddr")
@@ -59,7 +66,7 @@ impl Pool {
             .unwrap_or_else(|| uri.host())
             .into();
         if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            let result = Ok(targets(&[ip], &wanted, &host));
+            let result = Ok(targets(&[ip], &wanted));
             return self.handle(
                 cx,
                 asker.id,
@@ -73,7 +80,7 @@ impl Pool {
         let result = match self.names.get_mut(&query) {
             Some(Name::Asked(askers)) => return askers.push((asker, wanted)),
             Some(Name::Known { addresses, until }) if cx.now < *until => {
-                Ok(targets(addresses, &wanted, &host))
+                Ok(targets(addresses, &wanted))
             }
             Some(Name::Failed { error, until }) if cx.now < *until => Err(error.clone()),
             _ => {
@@ -115,7 +122,7 @@ impl Pool {
         self.names.insert(key, name);
         for (asker, wanted) in askers {
             let result = match &result {
-                Ok(answer) => Ok(targets(answer.addresses(), &wanted, &query.name)),
+                Ok(answer) => Ok(targets(answer.addresses(), &wanted)),
                 Err(error) => Err(error.clone()),
             };
             self.handle(
@@ -130,12 +137,12 @@ impl Pool {
     }
 }
 
-fn targets(addresses: &[IpAddr], wanted: &Wanted, host: &Arc<str>) -> Vec<Target> {
+fn targets(addresses: &[IpAddr], wanted: &Wanted) -> Vec<Target> {
     addresses
         .iter()
         .map(|ip| {
             Target::new(wanted.protocol, SocketAddr::new(*ip, wanted.port))
-                .with_host(Arc::clone(host))
+                .with_host(Arc::clone(&wanted.host))
         })
         .collect()
 }
