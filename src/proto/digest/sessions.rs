@@ -879,11 +879,20 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Session");
         shown.field("role", &self.role).field("realm", &self.realm);
+        let flags = [self.challenged, self.answering, self.sent, self.sha2];
+        shown
+            .field("flags", &flags)
+            .field("stale", &self.stale)
+            .field("pending", &self.pending.is_some());
         if let Some(answer) = &self.answer {
             shown
                 .field("algorithm", &answer.algorithm)
                 .field("nc", &answer.nc);
-            shown.field("accepted", &answer.accepted);
+            shown
+                .field("accepted", &answer.accepted)
+                .field("fresh", &answer.fresh)
+                .field("reusable", &answer.reusable)
+                .field("provided", &answer.provided.is_some());
         }
         shown.finish_non_exhaustive()
     }
