@@ -4,6 +4,7 @@ use super::answer::default_answer;
 use super::clock::Clock;
 use super::events::Told;
 use super::handle::Command;
+use super::metrics::Meter;
 use crate::traits::{Arrival, Sink};
 use crate::{
     Answer, Change, CredentialProvider, Cx, Entropy, Event, Failure, Flow, FlowError, FlowId, Host,
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tracing::Instrument as _;
 
 /// Of each kind of work (commands, answers, deadlines, arrivals), so much is done in one turn
 const A_TURN: usize = 64;
@@ -58,7 +60,10 @@ impl Sink for Queue {
     fn try_deliver(&self, arrival: Arrival) -> Result<(), Arrival> {
         self.sender
             .try_send((self.transport, arrival))
-            .map_err(|error| error.into_inner().1)
+            .map_err(|error| {
+                Meter::dropped();
+                error.into_inner().1
+            })
     }
 }
 
@@ -122,6 +127,12 @@ pub(super) struct Core {
     pub(super) closing: Option<Closing>,
     /// Keys the To tags of our answers
     pub(super) tag_key: u64,
+    pub(super) meter: Meter,
+}
+
+/// The span in which a host's callbacks run
+fn registration_span(id: RegistrationId) -> tracing::Span {
+    tracing::info_span!("registration", %id)
 }
 
 type Joined = Result<(Id, Found), JoinError>;
@@ -167,6 +178,9 @@ impl Core {
                 self.arrival(transport, arrival);
             }
             self.retry_full();
+            if cfg!(feature = "metrics") {
+                self.meter.waiting(self.waiting, self.pool.held());
+            }
             for transport in self.used.drain() {
                 if let Some((_, transport)) = self.transports.get(transport) {
                     transport.flush();
@@ -242,6 +256,7 @@ impl Core {
         let id = self.with(|pool, cx| pool.insert(cx, Arc::new(registration)));
         let (sender, outcome) = watch::channel(Outcome::Pending);
         self.outcomes.insert(id, sender);
+        self.measure(id);
         Ok((id, outcome))
     }
 
@@ -358,8 +373,17 @@ impl Core {
         true
     }
 
+    /// Notes where a registration stands now.
+    fn measure(&mut self, id: RegistrationId) {
+        if cfg!(feature = "metrics") {
+            let now = self.clock.now();
+            self.meter.stands(id, self.pool.status(id).as_ref(), now);
+        }
+    }
+
     /// After a command: a registration that had ended may be at it again.
-    pub(super) fn stirred(&self, id: RegistrationId) {
+    pub(super) fn stirred(&mut self, id: RegistrationId) {
+        self.measure(id);
         if let Some(outcome) = self.outcomes.get(&id)
             && self.is_active(id)
             && matches!(*outcome.borrow(), Outcome::GaveUp(_) | Outcome::Stopped)
@@ -497,7 +521,10 @@ impl Core {
                             tokio::time::timeout(CREDENTIALS, provider.credentials(id, &query));
                         Found::Credentials(asked.await.unwrap_or_default())
                     };
-                    self.spawn(Question::Credentials(id, op), ask);
+                    self.spawn(
+                        Question::Credentials(id, op),
+                        ask.instrument(registration_span(id)),
+                    );
                 }
                 None => self.with(|pool, cx| pool.credentials(cx, id, op, None)),
             },
@@ -573,7 +600,10 @@ impl Core {
         self.used.insert(*transport);
         match flow.send(message.clone()) {
             Ok(()) => {}
-            Err(FlowError::Full) => self.hold(id, message),
+            Err(FlowError::Full) => {
+                self.meter.full();
+                self.hold(id, message);
+            }
             Err(error) => self.failed(id, &error),
         }
     }
@@ -605,7 +635,11 @@ impl Core {
     }
 
     pub(super) fn event(&mut self, id: RegistrationId, event: Event) {
-        tracing::debug!(%id, %event);
+        // What the host logs about it carries the id, too.
+        let _span = registration_span(id).entered();
+        tracing::debug!(%event);
+        self.meter.event(id, &event, self.clock.now());
+        self.measure(id);
         if let Some(outcome) = self.outcomes.get(&id) {
             match &event {
                 Event::Registered(registered) | Event::Refreshed(registered) => {
@@ -639,6 +673,7 @@ impl Core {
     }
 
     pub(super) fn done(&mut self, id: RegistrationId, removal: &Removal) {
+        self.measure(id);
         if self.pool.registration(id).is_none() {
             if let Some(outcome) = self.outcomes.remove(&id) {
                 outcome.send_replace(Outcome::Stopped);

@@ -4,6 +4,7 @@ use super::actor::{ARRIVALS, Core, FIRST_ACCEPTED, Queue};
 use super::clock::{Clock, SystemClock};
 use super::events::ROOM;
 use super::handle::Agent;
+use super::metrics::Meter;
 use crate::{
     CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver,
     SystemResolver, TcpTransport, Transport, TransportConfig, UdpTransport,
@@ -194,6 +195,7 @@ impl AgentBuilder {
             waiters: HashMap::new(),
             closing: None,
             tag_key,
+            meter: Meter::new(),
         };
         tokio::spawn(core.run(queue, arrivals));
         Ok(agent)

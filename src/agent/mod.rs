@@ -6,6 +6,11 @@ mod builder;
 mod clock;
 mod events;
 mod handle;
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(not(feature = "metrics"))]
+#[path = "unmetered.rs"]
+mod metrics;
 #[cfg(all(test, feature = "testkit"))]
 mod tests;
 

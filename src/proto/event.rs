@@ -82,6 +82,8 @@ pub struct Registered {
     pub granted: Duration,
     /// When the refresh goes out, from now
     pub refresh_in: Duration,
+    /// From the first REGISTER of the attempt to the grant
+    pub took: Duration,
     /// The Contact URI as sent
     pub contact: Box<str>,
     /// False where the answer did not list our Contact, and the lifetime is a guess
@@ -118,6 +120,7 @@ impl Registered {
         Self {
             granted,
             refresh_in: granted / 2,
+            took: Duration::ZERO,
             contact: "".into(),
             confirmed: true,
             flow,

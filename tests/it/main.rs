@@ -10,6 +10,8 @@ mod lab;
 mod machine;
 #[cfg(feature = "tokio")]
 mod misreg;
+#[cfg(feature = "tokio")]
+mod observe;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;

@@ -493,6 +493,9 @@ impl Machine {
                 };
                 let registered = Registered {
                     refresh_in: until.saturating_duration_since(cx.now),
+                    took: cx
+                        .now
+                        .saturating_duration_since(cycle.started.unwrap_or(sent_at)),
                     contact: cycle.contact_uri.clone(),
                     confirmed: grant.confirmed,
                     algorithm: self.sessions.algorithm_used(),

@@ -3,6 +3,12 @@
 use super::*;
 
 impl Pool {
+    /// How many attempts wait for a place in a target's window (D16).
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.windows.values().map(|window| window.queue.len()).sum()
+    }
+
     /// Takes a place in the target's window, or a place in its queue (D16).
     pub(super) fn open_or_hold(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
         if self.entry(asker.id).is_none() {
