@@ -1315,6 +1315,92 @@ async fn challenges_of_proxy_and_registrar() {
 
 #[tokio::test]
 #[ignore = "needs Kamailio; .ci/run runs it"]
+async fn path_that_the_proxy_asks_for_itself() {
+    let mut phone =
+        through_the_edge_with("addpath-a", "udp", |account| account.support_path(false)).await;
+    let registered = phone.registered().await;
+    let bound = phone.is_bound(&registered).await;
+    assert_ne!(bound.path, "");
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn path_needs_its_option_where_the_registrar_is_strict() {
+    let lab = Lab::registrar(&["PATH_MODE=2"]);
+    let proxy = format!(
+        "sip:127.0.0.1:{};transport=udp;lr",
+        lab.behind_an_edge().port()
+    );
+    for (user, support) in [("alice-strict", false), ("alice-lenient", true)] {
+        let account =
+            Registration::builder("sip:registrar.test", format!("sip:{user}@registrar.test"))
+                .contact_user(user)
+                .max_random_initial_delay(Duration::ZERO)
+                .outbound_auth(Credentials::password(user, "secret"))
+                .outbound_proxy(&*proxy)
+                .support_path(support);
+        let mut phone = Phone::of(lab, user, account).await;
+        if support {
+            let registered = phone.registered().await;
+            phone.is_bound(&registered).await;
+            phone.ends().await;
+        } else {
+            let (failure, class, why, exchange) = phone.gave_up().await;
+            assert_eq!(
+                (code(&failure), class, why),
+                (420, FailureClass::Fatal, GiveUp::NoInterval)
+            );
+            assert_eq!(*exchange.extensions, ["path"]);
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn outbound_required_is_named() {
+    let lab = Lab::registrar(&["OB_MODE=2"]);
+    let mut phone = Phone::with(lab, "alice-421", Udp4, |account| account.support_path(true)).await;
+    let (failure, class, _, exchange) = phone.gave_up().await;
+    assert_eq!((code(&failure), class), (421, FailureClass::Fatal));
+    assert_eq!(*exchange.extensions, ["outbound"]);
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn interval_left_to_the_registrar() {
+    let lab = Lab::registrar(&["DEFAULT_EXPIRES=90"]);
+    let mut phone = Phone::with(lab, "alice-default", Tcp4, |account| {
+        account
+            .policy(Policy::asterisk())
+            .expiration(Duration::from_secs(u32::MAX.into()))
+    })
+    .await;
+    let registered = phone.registered().await;
+    assert_eq!(registered.granted, Duration::from_secs(90));
+    phone.is_bound(&registered).await;
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn credentials_are_for_their_realm() {
+    let lab = Lab::registrar(&["REALM=elsewhere.test"]);
+    let mut phone = Phone::new(lab, "alice-anywhere", Udp4).await;
+    let registered = phone.registered().await;
+    phone.is_bound(&registered).await;
+    phone.ends().await;
+    let user = "alice-here";
+    let account = account(lab, user, Udp4)
+        .outbound_auth(Credentials::password(user, "secret").realm("registrar.test"));
+    let mut phone = Phone::of(lab, user, account).await;
+    let (failure, ..) = phone.gave_up().await;
+    assert_matches!(failure, Failure::Unanswerable { why } if why.contains("elsewhere.test"));
+    assert_eq!(phone.arrived().len(), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
 async fn profile_of_the_reference() {
     let lab = Lab::registrar(&["AUTH_ALG_MD5_EXPLICIT"]);
     let mut phone = Phone::with(lab, "clamp24-ref", Udp4, |account| {

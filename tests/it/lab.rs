@@ -54,8 +54,12 @@ impl Lab {
 
     /// The proxy in front of [`registrar`](Self::registrar) without defines.
     pub(crate) fn edge() -> &'static Self {
-        let registrar = Self::registrar(&[]);
-        Self::running("edge", &[&format!("REG_PORT={}", registrar.port())])
+        Self::registrar(&[]).behind_an_edge()
+    }
+
+    /// The proxy in front of this registrar.
+    pub(crate) fn behind_an_edge(&self) -> &'static Self {
+        Self::running("edge", &[&format!("REG_PORT={}", self.port())])
     }
 
     /// A registrar that no other test uses, to be stopped and restarted.
