@@ -45,7 +45,10 @@ impl Credentials {
         Ok(Self::new(username.into(), None, Some(secret)).realm(realm))
     }
 
-    /// A username whose secret the host's provider is asked for when a challenge comes (RFC 3261 §22.1).
+    /// A username whose secret the host's provider is asked for when a challenge comes (RFC 3261 §22.1)
+    ///
+    /// What it found is kept while it is accepted, and dropped when an attempt fails: the next challenge asks again. Refused,
+    /// it ends the registration like any other secret; `retry_credentials` after the provider has a better one starts again.
     #[must_use]
     pub fn provided(username: impl Into<String>) -> Self {
         Self::new(username.into(), None, None)

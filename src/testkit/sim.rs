@@ -2,9 +2,9 @@
 
 use super::message::{Reply, SentRequest};
 use crate::{
-    Answer, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, Pool, PoolOutput, Protocol,
-    Query, QueryKind, Received, Registration, RegistrationId, Removal, Request, ResolveError,
-    Secret, Status, Target,
+    Answer, CredentialsQuery, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, OpId, Pool,
+    PoolOutput, Protocol, Query, QueryKind, Received, Registration, RegistrationId, Removal,
+    Request, ResolveError, Secret, Status, Target,
 };
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
@@ -42,6 +42,10 @@ pub struct Sim {
     refusals: VecDeque<FlowError>,
     dress: fn(FlowInfo) -> FlowInfo,
     secret: Option<Secret>,
+    silent_provider: bool,
+    asked: Vec<(RegistrationId, OpId, CredentialsQuery)>,
+    silent_network: bool,
+    opening: Vec<FlowId>,
     sent: VecDeque<SentRequest>,
     events: Vec<(RegistrationId, Event)>,
     removals: Vec<(RegistrationId, Removal)>,
@@ -85,6 +89,10 @@ impl Sim {
             refusals: VecDeque::new(),
             dress: |info| info,
             secret: None,
+            silent_provider: false,
+            asked: Vec::new(),
+            silent_network: false,
+            opening: Vec::new(),
             sent: VecDeque::new(),
             events: Vec::new(),
             removals: Vec::new(),
@@ -165,6 +173,57 @@ impl Sim {
     /// What the credential provider finds from now on.
     pub fn provide(&mut self, secret: Option<Secret>) {
         self.secret = secret;
+    }
+
+    /// Whether the credential provider answers only by [`tell`](Self::tell) from now on.
+    pub const fn stall_provider(&mut self, stalled: bool) {
+        self.silent_provider = stalled;
+    }
+
+    /// What the credential provider was asked since the last call, answered or not.
+    pub fn asked(&mut self) -> Vec<(RegistrationId, OpId, CredentialsQuery)> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// The credential provider's answer to a question, in time or not.
+    pub fn tell(&mut self, id: RegistrationId, op: OpId, secret: Option<Secret>) {
+        self.with(|pool, cx| pool.credentials(cx, id, op, secret));
+    }
+
+    /// Whether a new flow is up or refused only by [`opened`](Self::opened) from now on.
+    pub const fn stall_opens(&mut self, stalled: bool) {
+        self.silent_network = stalled;
+    }
+
+    /// The flows that were asked for while opens were stalled, since the last call.
+    pub fn opening(&mut self) -> Vec<FlowId> {
+        std::mem::take(&mut self.opening)
+    }
+
+    /// A flow that was asked for is up, or cannot be made; in time or not.
+    ///
+    /// # Panics
+    /// When the flow was never asked for.
+    pub fn opened(&mut self, flow: FlowId, result: Result<(), FlowError>) {
+        let target = self.flows.get(&flow).expect("a flow that was asked for");
+        let info = Self::info(flow, target);
+        self.with(|pool, cx| pool.opened(cx, flow, result.map(|()| info)));
+    }
+
+    fn info(flow: FlowId, target: &Target) -> Arc<FlowInfo> {
+        let ip = if target.address().is_ipv6() {
+            "[2001:db8::1]"
+        } else {
+            "192.0.2.1"
+        };
+        let port = if target.protocol().is_reliable() {
+            40_000 + flow.number()
+        } else {
+            5060
+        };
+        let local = format!("{ip}:{port}").parse().expect("an address");
+        let (protocol, remote) = (target.protocol(), target.address());
+        Arc::new(FlowInfo::new(protocol, local, remote))
     }
 
     /// Time since the start, or since the grant of [`registered`](Self::registered).
@@ -287,25 +346,12 @@ impl Sim {
                 self.with(|pool, cx| pool.resolved(cx, &query, found));
             }
             PoolOutput::Open { flow, target, .. } => {
-                let result = match self.refusals.pop_front() {
-                    Some(error) => Err(error),
-                    None => {
-                        let ip = if target.address().is_ipv6() {
-                            "[2001:db8::1]"
-                        } else {
-                            "192.0.2.1"
-                        };
-                        let port = if target.protocol().is_reliable() {
-                            40_000 + flow.number()
-                        } else {
-                            5060
-                        };
-                        let local = format!("{ip}:{port}").parse().expect("an address");
-                        self.flows.insert(flow, target.clone());
-                        let info = FlowInfo::new(target.protocol(), local, target.address());
-                        Ok(Arc::new((self.dress)(info)))
-                    }
-                };
+                let info = Self::info(flow, &target);
+                self.flows.insert(flow, target);
+                if self.silent_network {
+                    return self.opening.push(flow);
+                }
+                let result = self.refusals.pop_front().map_or(Ok(info), Err);
                 self.with(|pool, cx| pool.opened(cx, flow, result));
             }
             PoolOutput::Close(flow) => self.closed.push(flow),
@@ -318,9 +364,11 @@ impl Sim {
                     .expect("a flow that was opened");
                 self.sent.push_back(SentRequest::new(request, flow, target));
             }
-            PoolOutput::Credentials { id, op, .. } => {
-                let secret = self.secret.clone();
-                self.with(|pool, cx| pool.credentials(cx, id, op, secret));
+            PoolOutput::Credentials { id, op, query } => {
+                self.asked.push((id, op, query));
+                if !self.silent_provider {
+                    self.tell(id, op, self.secret.clone());
+                }
             }
             PoolOutput::Event(id, event) => self.events.push((id, event)),
             PoolOutput::Done(id, removal) => self.removals.push((id, removal)),

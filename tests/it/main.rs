@@ -15,6 +15,7 @@ mod observe;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;
+mod rules_host;
 mod rules_identity;
 mod rules_peer;
 mod rules_refresh;
