@@ -176,7 +176,7 @@ pub use resolve::SystemResolver;
 pub use traits::{
     Answer, CredentialProvider, CredentialsQuery, Flow, Host, Inbound, InboundMessage, Match,
     Naptr, Query, QueryKind, Received, Records, RegisterError, Registrar, ResolveError, Resolver,
-    Srv, Transport,
+    ResponseBuilder, Srv, Transport,
 };
 #[cfg(feature = "tokio")]
 pub use transport::{TcpTransport, UdpTransport};

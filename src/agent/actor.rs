@@ -1,6 +1,5 @@
 //! The agent's one task: it owns the pool, and does what the pool wants.
 
-use super::answer::default_answer;
 use super::clock::Clock;
 use super::events::Told;
 use super::handle::Command;
@@ -8,14 +7,15 @@ use super::metrics::Meter;
 use crate::traits::{Arrival, Sink};
 use crate::{
     Answer, Change, CredentialProvider, Cx, Entropy, Event, Failure, Flow, FlowError, FlowId, Host,
-    InboundMessage, Input, OpId, Pool, PoolOutput, Query, RegisterError, Registered, Registration,
-    RegistrationId, Removal, ResolveError, Resolver, Secret, Target, Transport,
+    InboundMessage, Input, OpId, Pool, PoolOutput, Protocol, Query, RegisterError, Registered,
+    Registration, RegistrationId, Removal, ResolveError, Resolver, Secret, Target, Transport,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -35,6 +35,8 @@ const RESOLVE: Duration = Duration::from_secs(15);
 const CREDENTIALS: Duration = Duration::from_secs(30);
 /// How long a transport may take to make a flow; beyond what any policy waits, so that a name cannot be stuck forever
 const OPEN: Duration = Duration::from_secs(60);
+/// How long a transport may take to make the way back for an answer
+const ANSWER: Duration = Duration::from_secs(1);
 /// Wall time this far ahead of monotonic time means that the computer slept (D22)
 const DRIFT: Duration = Duration::from_secs(5);
 /// How long the agent sleeps at most: monotonic time, and its timers with it, stand still in suspend
@@ -125,8 +127,10 @@ pub(super) struct Core {
     pub(super) outcomes: HashMap<RegistrationId, watch::Sender<Outcome>>,
     pub(super) waiters: HashMap<RegistrationId, Vec<oneshot::Sender<Removal>>>,
     pub(super) closing: Option<Closing>,
-    /// Keys the To tags of our answers
-    pub(super) tag_key: u64,
+    /// Names flows that nobody asked the pool for
+    pub(super) next_accepted: Arc<AtomicU64>,
+    /// The transport whose arrival is being handled
+    pub(super) arriving: Option<usize>,
     pub(super) meter: Meter,
 }
 
@@ -461,10 +465,12 @@ impl Core {
     pub(super) fn arrival(&mut self, transport: usize, arrival: Arrival) {
         match arrival {
             Arrival::Received(batch) => {
+                self.arriving = Some(transport);
                 for received in batch {
                     self.with(|pool, cx| pool.received(cx, received));
                     self.settle();
                 }
+                self.arriving = None;
             }
             Arrival::Accepted(id, flow) => {
                 self.flows.insert(id, (transport, flow));
@@ -530,7 +536,10 @@ impl Core {
             },
             PoolOutput::Event(id, event) => self.event(id, event),
             PoolOutput::Done(id, removal) => self.done(id, &removal),
-            PoolOutput::Message(message) => self.message(message),
+            PoolOutput::Message(mut message) => {
+                message.transport = self.arriving;
+                self.message(message);
+            }
         }
     }
 
@@ -705,17 +714,40 @@ impl Core {
             return;
         };
         let message = unheard.0;
-        let Ok(request) = message.request() else {
-            return tracing::trace!(source = %message.source, "dropped a message that is no request");
-        };
-        // ACK is never answered (RFC 3261 §17).
-        if request.method() == "ACK" {
-            return;
+        let options = message
+            .request()
+            .is_ok_and(|request| request.method() == "OPTIONS");
+        match message.response(if options { 200 } else { 480 }) {
+            Some(response) => self.answer(&message, response.build()),
+            None => {
+                tracing::trace!(source = %message.source, "not answered: no request, or an ACK")
+            }
         }
-        let Some(flow) = message.flow else {
-            return tracing::trace!(source = %message.source, "a request from nowhere is not answered");
+    }
+
+    /// Sends an answer where its request came from (RFC 3261 §18.2.2).
+    pub(super) fn answer(&mut self, message: &InboundMessage, answer: Bytes) {
+        if let Some(flow) = message.flow.filter(|flow| self.flows.contains_key(flow)) {
+            return self.send(flow, answer);
+        }
+        let transport = message
+            .transport
+            .and_then(|index| self.transports.get(index));
+        let Some((_, transport)) =
+            transport.filter(|(_, by)| by.protocols().contains(&Protocol::Udp))
+        else {
+            return tracing::trace!(source = %message.source, "the flow of a request is gone");
         };
-        let answer = default_answer(&request, &message, self.tag_key);
-        self.send(flow, answer);
+        // A datagram from an address that we have no flow to goes back by the socket it came to.
+        let transport = Arc::clone(transport);
+        let target = Target::new(Protocol::Udp, message.source);
+        let id = FlowId::new(self.next_accepted.fetch_add(1, Ordering::Relaxed));
+        tokio::spawn(async move {
+            if let Ok(Ok(flow)) = tokio::time::timeout(ANSWER, transport.open(id, &target)).await {
+                let _ = flow.send(answer);
+                flow.close();
+                transport.flush();
+            }
+        });
     }
 }

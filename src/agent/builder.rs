@@ -167,7 +167,6 @@ impl AgentBuilder {
         let (commands, queue) = mpsc::unbounded_channel();
         let (events, messages) = (broadcast::channel(ROOM).0, broadcast::channel(ROOM).0);
         let agent = Agent::new(commands, events.downgrade(), messages.downgrade());
-        let tag_key = entropy.u64();
         let checked = (self.clock.now(), self.clock.wall());
         let core = Core {
             pool,
@@ -194,7 +193,8 @@ impl AgentBuilder {
             outcomes: HashMap::new(),
             waiters: HashMap::new(),
             closing: None,
-            tag_key,
+            next_accepted: next_flow,
+            arriving: None,
             meter: Meter::new(),
         };
         tokio::spawn(core.run(queue, arrivals));

@@ -3,10 +3,11 @@
 use super::actor::{Core, Outcome};
 use super::events::{Events, Messages, Told};
 use crate::{
-    AgentBuilder, Change, Failure, Flow, FlowError, InboundMessage, Input, Match, RegisterError,
-    Registered, Registrar, Registration, RegistrationId, Removal, Status,
+    AgentBuilder, Change, Failure, Flow, FlowError, FlowId, InboundMessage, Input, Match,
+    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status,
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -135,6 +136,28 @@ impl Agent {
         self.ask(move |core| core.flows_of(id))
             .await
             .unwrap_or_default()
+    }
+
+    /// A flow by its name, such as that of an [`InboundMessage`](crate::InboundMessage); none where it is gone.
+    pub async fn flow(&self, flow: FlowId) -> Option<Arc<dyn Flow>> {
+        self.ask(move |core| core.flows.get(&flow).map(|(_, flow)| Arc::clone(flow)))
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// Sends a response where its request came from: on its flow or, for a datagram from an address that no flow goes to,
+    /// by the socket it came to (RFC 3261 §18.2.2).
+    ///
+    /// It does not wait, so that [`Host::message`](crate::Host::message) may call it; a host that keeps an `Agent` for that
+    /// keeps the agent alive until it is shut down. What cannot be sent is lost as in a
+    /// network: retransmitting final responses to an INVITE is up to the host.
+    pub fn answer(&self, request: &InboundMessage, response: Bytes) {
+        let request = request.clone();
+        // An agent that has ended sends nothing.
+        let _ = self
+            .commands
+            .send(Box::new(move |core| core.answer(&request, response)));
     }
 
     /// Un-REGISTERs everything in at most `within`, and ends; the fate of each binding is returned.

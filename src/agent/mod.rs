@@ -1,7 +1,6 @@
 //! The tokio layer: one task that owns the [`Pool`] and carries out what it wants.
 
 mod actor;
-mod answer;
 mod builder;
 mod clock;
 mod events;

@@ -181,6 +181,53 @@ async fn a_foreign_request_is_answered_unless_somebody_reads_messages() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_answers_on_the_flow_the_request_came_on() {
+    let (agent, mut wire, handle, register) = registered().await;
+    let mut messages = agent.messages();
+    let invite = "INVITE sip:s@192.0.2.1 SIP/2.0\r\nVia: SIP/2.0/UDP 10.0.0.1;branch=z9hG4bKx\r\nMax-Forwards: 70\r\n\
+                  From: <sip:b@b>;tag=1\r\nTo: <sip:alice@example.com>\r\nCall-ID: c\r\nCSeq: 1 INVITE\r\n\
+                  Content-Length: 0\r\n\r\n";
+    wire.push(&register, invite).await;
+    let message = messages.next().await.unwrap();
+    assert_eq!(
+        message.registration.as_ref().unwrap().registration,
+        handle.id()
+    );
+    let flow = agent.flow(message.flow.unwrap()).await.unwrap();
+    assert_eq!(flow.info().remote(), register.target().address());
+    agent.answer(&message, message.response(486).unwrap().build());
+    let answer = wire.next_response().await;
+    assert_eq!(
+        (answer.code(), answer.cseq().unwrap().1.as_ref()),
+        (486, "INVITE")
+    );
+}
+
+/// A request by UDP from an address that nothing is registered at: the answer goes back by the same socket.
+#[tokio::test]
+async fn a_request_from_elsewhere_is_answered_where_it_came_from() {
+    let config = TransportConfig::new("udp", Protocol::Udp)
+        .unwrap()
+        .with_bind("127.0.0.1:0".parse().unwrap());
+    let transport = UdpTransport::bind(config).await.unwrap();
+    let address = transport.local_addr().unwrap();
+    let _agent = Agent::builder()
+        .transport("udp", transport)
+        .build()
+        .await
+        .unwrap();
+    let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let options = "OPTIONS sip:s@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 10.0.0.1;rport;branch=z9hG4bKx\r\nMax-Forwards: 70\r\n\
+                   From: <sip:b@b>;tag=1\r\nTo: <sip:s@b>\r\nCall-ID: c\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n";
+    peer.send_to(options.as_bytes(), address).await.unwrap();
+    let mut answer = [0; 2000];
+    let received = tokio::time::timeout(Duration::from_secs(5), peer.recv_from(&mut answer));
+    let (length, from) = received.await.unwrap().unwrap();
+    assert_eq!(from, address);
+    assert!(answer[..length].starts_with(b"SIP/2.0 200 OK\r\n"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_that_a_full_flow_did_not_take_is_sent_soon_after() {
     let (agent, mut wire) = agent().await;
     wire.full_next_send();

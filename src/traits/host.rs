@@ -40,6 +40,8 @@ pub struct InboundMessage {
     pub source: SocketAddr,
     /// The registration it belongs to; none where none or several match
     pub registration: Option<Match>,
+    /// The transport it came by, in the order of the agent
+    pub(crate) transport: Option<usize>,
 }
 
 impl fmt::Debug for InboundMessage {
@@ -63,6 +65,7 @@ impl InboundMessage {
             flow: None,
             source,
             registration: None,
+            transport: None,
         }
     }
 
@@ -74,6 +77,13 @@ impl InboundMessage {
         let request = crate::Request::parse(self.message.clone())?;
         request.validate()?;
         Ok(request)
+    }
+
+    /// A response to it; none where it is no request, or an ACK, which is never answered (RFC 3261 §17).
+    #[must_use]
+    pub fn response(&self, code: u16) -> Option<super::ResponseBuilder> {
+        let request = self.request().ok()?;
+        (request.method() != "ACK").then(|| super::ResponseBuilder::new(&request, self, code))
     }
 }
 
