@@ -41,6 +41,7 @@ pub struct InboundMessage {
     /// The registration it belongs to; none where none or several match
     pub registration: Option<Match>,
     /// The transport it came by, in the order of the agent
+    #[cfg(feature = "tokio")]
     pub(crate) transport: Option<usize>,
 }
 
@@ -65,6 +66,7 @@ impl InboundMessage {
             flow: None,
             source,
             registration: None,
+            #[cfg(feature = "tokio")]
             transport: None,
         }
     }
