@@ -1,6 +1,9 @@
 //! One error for `?` in applications; the functions return the narrow ones.
 
-use crate::{BuildError, CredentialsError, Failure, RegisterError, UriError};
+use crate::{
+    BuildError, CredentialsError, Failure, MechanismError, RegisterError, TransportConfigError,
+    UriError,
+};
 
 /// Any error of this crate
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -15,12 +18,22 @@ pub enum Error {
     /// Credentials were refused.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// The configuration of a transport was refused.
+    #[error(transparent)]
+    Transport(#[from] TransportConfigError),
+    /// A security mechanism was refused.
+    #[error(transparent)]
+    Mechanism(#[from] MechanismError),
     /// A command did not reach its registration.
     #[error(transparent)]
     Register(#[from] RegisterError),
     /// A registration ended.
     #[error(transparent)]
     Failure(#[from] Failure),
+    /// A value that rsip cannot hold, or would change.
+    #[cfg(feature = "rsip-0_4")]
+    #[error(transparent)]
+    Rsip(#[from] crate::rsip_0_4::RsipError),
     /// The agent could not start.
     #[cfg(feature = "tokio")]
     #[error(transparent)]

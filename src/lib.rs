@@ -133,6 +133,7 @@
 //! [`Policy`] has three profiles: [`Policy::default`] for new programs, [`Policy::asterisk`] for what a `pjsip.conf`
 //! means, [`Policy::persistent`] for what must never give up. Decisions and departures from the RFCs are in
 //! `docs/design.md`, the options in `docs/options.md`.
+#![cfg_attr(not(feature = "tokio"), doc = include_str!("agent_links.md"))]
 #![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating-from-asterisk.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -174,9 +175,9 @@ pub use proto::{
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;
 pub use traits::{
-    Answer, CredentialProvider, CredentialsQuery, Flow, Host, Inbound, InboundMessage, Match,
-    Naptr, Query, QueryKind, Received, Records, RegisterError, Registrar, ResolveError, Resolver,
-    ResponseBuilder, Srv, Transport,
+    Answer, Arrival, CredentialProvider, CredentialsQuery, Flow, Host, Inbound, InboundMessage,
+    Match, Naptr, Query, QueryKind, Received, Records, RegisterError, Registrar, ResolveError,
+    Resolver, ResponseBuilder, Srv, Transport,
 };
 #[cfg(feature = "tokio")]
 pub use transport::{TcpTransport, UdpTransport};

@@ -43,8 +43,6 @@ const DRIFT: Duration = Duration::from_secs(5);
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// The longest time that is reckoned with, so that no sum overflows
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// Flows that peers open are named from here upwards, those the pool opens from 1
-pub(super) const FIRST_ACCEPTED: u64 = 1 << 32;
 
 /// The way from one transport into the agent's task
 pub(super) struct Queue {

@@ -1,10 +1,11 @@
 //! How an agent is put together.
 
-use super::actor::{ARRIVALS, Core, FIRST_ACCEPTED, Queue};
+use super::actor::{ARRIVALS, Core, Queue};
 use super::clock::{Clock, SystemClock};
 use super::events::ROOM;
 use super::handle::Agent;
 use super::metrics::Meter;
+use crate::traits::FIRST_ACCEPTED;
 use crate::{
     CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver,
     SystemResolver, TcpTransport, Transport, TransportConfig, UdpTransport,
@@ -154,7 +155,7 @@ impl AgentBuilder {
                 transport: index,
                 sender: sender.clone(),
             });
-            let inbound = Inbound::new(Arc::clone(pool.tag()), queue, Arc::clone(&next_flow));
+            let inbound = Inbound::with_sink(Arc::clone(pool.tag()), queue, Arc::clone(&next_flow));
             transport
                 .start(inbound)
                 .await

@@ -298,6 +298,11 @@ impl Registrar for Agent {
             .flatten()
     }
 
+    async fn flows(&self, id: RegistrationId) -> Vec<Arc<dyn Flow>> {
+        // The method of the agent itself.
+        Self::flows(self, id).await
+    }
+
     async fn network_changed(&self) {
         let _ = self.ask(Core::network_changed).await;
     }

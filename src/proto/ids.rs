@@ -3,7 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// A registration in a [`Pool`](crate::Pool) or [`Agent`](crate::Agent)
+/// A registration in a [`Pool`](crate::Pool) or `Agent`
 ///
 /// Never used again for another registration: a slot number with the generation that held it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,6 +11,7 @@ mod lease;
 mod machine;
 mod message;
 mod pool;
+mod setters;
 mod transaction;
 mod verdict;
 

@@ -71,6 +71,20 @@ impl InboundMessage {
         }
     }
 
+    /// Sets the flow it came on.
+    #[must_use]
+    pub const fn with_flow(mut self, flow: FlowId) -> Self {
+        self.flow = Some(flow);
+        self
+    }
+
+    /// Sets the registration it belongs to.
+    #[must_use]
+    pub fn with_registration(mut self, registration: Match) -> Self {
+        self.registration = Some(registration);
+        self
+    }
+
     /// The message read as a request.
     ///
     /// # Errors
@@ -91,7 +105,7 @@ impl InboundMessage {
 
 /// The application
 ///
-/// Called from the agent's own task, so it must not block; [`Agent::events`](crate::Agent::events) is the way for
+/// Called from the agent's own task, so it must not block; `Agent::events` is the way for
 /// those who want to wait.
 pub trait Host: Send + Sync {
     /// Something happened to a registration.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 /// A message as it came from the network
 #[derive(Clone, PartialEq, Eq)]
@@ -68,17 +69,20 @@ impl fmt::Debug for FirstLine<'_> {
     }
 }
 
-/// What a transport tells its [`Inbound`]
-#[cfg_attr(
-    not(feature = "tokio"),
-    expect(dead_code, reason = "only the agent makes one")
-)]
+/// What a transport told its [`Inbound`], for the host that made it by [`Inbound::new`]
 #[derive(Debug)]
-pub(crate) enum Arrival {
+#[non_exhaustive]
+pub enum Arrival {
+    /// Messages, in the order they came; for [`Pool::received`](crate::Pool::received)
     Received(Vec<Received>),
+    /// The peer opened a connection, and this is its name
     Accepted(FlowId, Arc<dyn Flow>),
+    /// A flow has ended; for [`Pool::flow_failed`](crate::Pool::flow_failed)
     Failed(FlowId, FlowError),
 }
+
+/// Flows that peers open are named from here upwards, those the pool opens from 1
+pub(crate) const FIRST_ACCEPTED: u64 = 1 << 32;
 
 /// Takes arrivals; the agent's queue is one, a test's vector another
 #[async_trait::async_trait]
@@ -89,9 +93,34 @@ pub(crate) trait Sink: Send + Sync {
     fn try_deliver(&self, arrival: Arrival) -> Result<(), Arrival>;
 }
 
+/// A function that takes arrivals, or gives them back
+struct Taker<F>(F);
+
+#[async_trait::async_trait]
+impl<F: Fn(Arrival) -> Result<(), Arrival> + Send + Sync> Sink for Taker<F> {
+    async fn deliver(&self, arrival: Arrival) {
+        let mut offered = Some(arrival);
+        std::future::poll_fn(|cx| {
+            offered = offered.take().and_then(|arrival| (self.0)(arrival).err());
+            if offered.is_none() {
+                return Poll::Ready(());
+            }
+            // Nobody says when there is room: whoever runs this comes again, after what else it has to do.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn try_deliver(&self, arrival: Arrival) -> Result<(), Arrival> {
+        (self.0)(arrival)
+    }
+}
+
 /// The handle by which a transport, or a host that owns the socket, feeds the agent
 ///
-/// Cheap to clone; usable from any task or thread.
+/// Cheap to clone; usable from any task or thread. The agent gives one to [`Transport::start`](crate::Transport::start);
+/// a host without the agent, and a test of a transport, make their [own](Self::new).
 #[derive(Clone)]
 pub struct Inbound {
     tag: Arc<str>,
@@ -100,11 +129,38 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    #[cfg_attr(
-        not(feature = "tokio"),
-        expect(dead_code, reason = "only the agent makes one")
-    )]
-    pub(crate) fn new(tag: Arc<str>, sink: Arc<dyn Sink>, next_flow: Arc<AtomicU64>) -> Self {
+    /// An inbound that hands every arrival to `take`; `tag` is what [`accepts`](Self::accepts) looks for, see
+    /// [`Pool::tag`](crate::Pool::tag).
+    ///
+    /// `take` is called where the transport is, and must not block. It gives back what finds no room:
+    /// [`try_received`](Self::try_received) then fails, [`received`](Self::received) and [`failed`](Self::failed) offer it
+    /// again whenever they are polled.
+    ///
+    /// ```
+    /// use sip_registration::{Arrival, Inbound, Received};
+    /// use std::sync::mpsc::{TrySendError, sync_channel};
+    ///
+    /// let (sender, arrivals) = sync_channel(1);
+    /// let inbound = Inbound::new("tag", move |arrival| {
+    ///     sender.try_send(arrival).map_err(|error| match error {
+    ///         TrySendError::Full(arrival) | TrySendError::Disconnected(arrival) => arrival,
+    ///     })
+    /// });
+    /// let received = Received::new(([192, 0, 2, 9], 5060).into(), "SIP/2.0 200 OK\r\n\r\n".into());
+    /// assert!(inbound.try_received(received.clone()).is_ok());
+    /// assert!(inbound.try_received(received).is_err(), "there is room for one");
+    /// assert!(matches!(arrivals.try_recv(), Ok(Arrival::Received(batch)) if batch.len() == 1));
+    /// ```
+    #[must_use]
+    pub fn new(
+        tag: impl Into<Arc<str>>,
+        take: impl Fn(Arrival) -> Result<(), Arrival> + Send + Sync + 'static,
+    ) -> Self {
+        let next_flow = Arc::new(AtomicU64::new(FIRST_ACCEPTED));
+        Self::with_sink(tag.into(), Arc::new(Taker(take)), next_flow)
+    }
+
+    pub(crate) fn with_sink(tag: Arc<str>, sink: Arc<dyn Sink>, next_flow: Arc<AtomicU64>) -> Self {
         Self {
             tag,
             sink,

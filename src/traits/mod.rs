@@ -12,9 +12,9 @@ mod transport;
 pub use credentials::{CredentialProvider, CredentialsQuery};
 pub use host::{Host, InboundMessage, Match};
 pub(crate) use inbound::FirstLine;
+pub use inbound::{Arrival, Inbound, Received};
 #[cfg(feature = "tokio")]
-pub(crate) use inbound::{Arrival, Sink};
-pub use inbound::{Inbound, Received};
+pub(crate) use inbound::{FIRST_ACCEPTED, Sink};
 pub use registrar::{RegisterError, Registrar};
 pub use reply::ResponseBuilder;
 pub use resolve::{Answer, Naptr, Query, QueryKind, Records, ResolveError, Resolver, Srv};

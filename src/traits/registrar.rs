@@ -1,6 +1,6 @@
 //! What an application holds, and can mock.
 
-use crate::{Change, Match, Registration, RegistrationId, Removal, Status};
+use crate::{Change, Flow, Match, Registration, RegistrationId, Removal, Status};
 use async_trait::async_trait;
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ pub enum RegisterError {
     Closed,
 }
 
-/// Keeps registrations alive: [`Agent`](crate::Agent) is one, a test's mock another
+/// Keeps registrations alive: `Agent` is one, a test's mock another
 ///
 /// Commands return when they were taken, not when the registrar has answered; outcomes come as events and in
 /// [`status`](Self::status). New methods come with default bodies, so that a mock keeps compiling.
@@ -64,6 +64,12 @@ pub trait Registrar: Send + Sync + Debug {
     async fn retry_credentials(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// The registration that an inbound request belongs to.
     async fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match>;
+    /// The flows of a registration: what it is bound to, or is using now; requests sent there reach the registrar.
+    ///
+    /// None unless implemented.
+    async fn flows(&self, _id: RegistrationId) -> Vec<Arc<dyn Flow>> {
+        Vec::new()
+    }
     /// The host's addresses have changed: every flow is made anew.
     async fn network_changed(&self);
     /// Un-REGISTERs everything in at most `within`, and ends; the fate of each binding is returned.

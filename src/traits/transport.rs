@@ -18,7 +18,7 @@ pub trait Transport: Send + Sync + Debug {
     /// Called once, before the first [`open`](Self::open): starts listeners and keeps `inbound` for what arrives.
     ///
     /// # Errors
-    /// When it cannot listen; [`build`](crate::AgentBuilder::build) fails with it.
+    /// When it cannot listen; `AgentBuilder::build` fails with it.
     async fn start(&self, inbound: Inbound) -> Result<(), FlowError>;
 
     /// Makes a flow to `to` under the name `id`.

@@ -31,7 +31,7 @@ impl Sink for Queue {
 pub(super) fn sink(room: usize) -> (Inbound, mpsc::Receiver<Arrival>) {
     let (sender, receiver) = mpsc::channel(room);
     (
-        Inbound::new("tag".into(), Arc::new(Queue(sender)), Arc::new(100.into())),
+        Inbound::with_sink("tag".into(), Arc::new(Queue(sender)), Arc::new(100.into())),
         receiver,
     )
 }

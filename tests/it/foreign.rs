@@ -365,6 +365,7 @@ fn an_application_tests_itself_with_a_registrar_of_its_own() {
                 .and_then(|status| status.last_failure),
             Some(Failure::CredentialsRefused { .. })
         );
+        assert!(registrar.flows(id).await.is_empty(), "it has none to lend");
         registrar.network_changed().await;
         assert_eq!(registrar.refresh(other).await, Err(RegisterError::Unknown));
         assert!(registrar.registration(id).await.is_some());
@@ -398,13 +399,27 @@ fn whatever_a_host_or_a_mock_has_to_produce_can_be_made() {
         ("203.0.113.5:5060", "203.0.113.5:5061")
     );
 
-    let mut exchange = Exchange::default();
-    exchange.call_id = "abc".into();
-    exchange.status_line = "SIP/2.0 200 OK".into();
-    let mut registered = Registered::new(HOUR, FlowId::new(4), target());
-    registered.public_gruu = Some("sip:alice@example.com;gr=1".into());
-    registered.service_route = ["<sip:edge.example.com;lr>".to_owned()].into();
-    registered.exchange = exchange.clone();
+    let exchange = Exchange::new("abc", 7)
+        .with_status_line("SIP/2.0 200 OK")
+        .with_server("a registrar")
+        .with_target(target())
+        .with_extensions(["path"]);
+    assert_eq!((&*exchange.call_id, exchange.cseq), ("abc", 7));
+    assert_eq!(*exchange.extensions, ["path"]);
+    let registered = Registered::new(HOUR, FlowId::new(4), target())
+        .with_contact("sip:alice@192.0.2.1")
+        .with_algorithm(Algorithm::Sha256)
+        .with_public_gruu("sip:alice@example.com;gr=1")
+        .with_service_route(["<sip:edge.example.com;lr>"])
+        .with_other_bindings(2)
+        .with_exchange(exchange.clone());
+    assert_eq!(*registered.service_route, ["<sip:edge.example.com;lr>"]);
+    assert_eq!(
+        registered.public_gruu.as_deref(),
+        Some("sip:alice@example.com;gr=1")
+    );
+    assert_eq!(registered.other_bindings, 2);
+    assert_eq!(registered.exchange, exchange);
     let failure = Failure::Rejected {
         code: 503,
         reason: "Down".into(),
@@ -463,23 +478,21 @@ fn whatever_a_host_or_a_mock_has_to_produce_can_be_made() {
         "{lines:#?}"
     );
 
-    let mut status = Status::new(Activity::Idle)
-        .with_lease(LeaseStatus::new(
-            Instant::now(),
-            HOUR,
-            FlowId::new(4),
-            target(),
-        ))
-        .with_last_failure(failure);
-    status.retries = 2;
-    status.lease.as_mut().expect("a lease").flow = None;
+    let lease = LeaseStatus::new(Instant::now(), HOUR, FlowId::new(4), target());
+    let status = Status::new(Activity::Idle)
+        .with_lease(lease.with_flow(None).with_confirmed(false))
+        .with_last_failure(failure)
+        .with_retries(2)
+        .with_reference(ReferenceStatus::Rejected);
     assert!(status.is_registered() && !status.is_reachable());
+    assert_eq!(status.retries, 2);
+    assert_eq!(status.reference_status(), ReferenceStatus::Rejected);
 
     let invite = Bytes::from("INVITE sip:s@192.0.2.1 SIP/2.0\r\n\r\n");
-    let mut message = InboundMessage::new(source, invite.clone());
+    let message = InboundMessage::new(source, invite.clone()).with_flow(FlowId::new(4));
+    assert_eq!(message.flow, Some(FlowId::new(4)));
     assert_matches!(application.message(message.clone()), Err(_));
-    message.flow = Some(FlowId::new(4));
-    message.registration = Some(Match::new(id, None));
+    let message = message.with_registration(Match::new(id, None));
     assert_matches!(application.message(message), Ok(()));
     assert_eq!(application.calls.lock().expect("no panic").len(), 1);
     let received = Received::new(source, invite).with_flow(FlowId::new(4));
@@ -499,6 +512,68 @@ fn whatever_a_host_or_a_mock_has_to_produce_can_be_made() {
         ready(Names.resolve(&Query::new("nowhere"))),
         Err(ResolveError::NoAddress(_))
     );
+}
+
+#[test]
+fn a_transport_is_tested_without_an_agent() {
+    const ROOM: usize = 2;
+    let arrivals = Arc::new(Mutex::new(VecDeque::new()));
+    let queue = Arc::clone(&arrivals);
+    let inbound = Inbound::new("0123abcd", move |arrival| {
+        let mut queue = queue.lock().expect("no panic");
+        if queue.len() >= ROOM {
+            return Err(arrival);
+        }
+        queue.push_back(arrival);
+        Ok(())
+    });
+    let next = || arrivals.lock().expect("no panic").pop_front();
+    let (memory, id) = (Memory::default(), FlowId::new(4));
+    let flow = ready(async {
+        memory.start(inbound.clone()).await.expect("it starts");
+        memory.open(id, &target()).await.expect("a flow")
+    });
+    let register = Bytes::from(
+        "REGISTER sip:example.com SIP/2.0\r\n\
+         Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK0123abcd00000000\r\n\
+         From: <sip:alice@example.com>;tag=1\r\nTo: <sip:alice@example.com>\r\n\
+         Call-ID: c\r\nCSeq: 1 REGISTER\r\nContent-Length: 0\r\n\r\n",
+    );
+    // What the transport hears is handed over as it came, and known as ours by the branch.
+    for _ in 0..ROOM {
+        assert_eq!(flow.send(register.clone()), Ok(()));
+    }
+    assert_eq!(flow.send(register.clone()), Err(FlowError::Full));
+    for _ in 0..ROOM {
+        assert_matches!(next(), Some(Arrival::Received(batch)) => {
+            assert_eq!(batch[0].source, target().address());
+            assert!(batch[0].message.starts_with(b"SIP/2.0 401"));
+            assert!(inbound.accepts(&batch[0].message));
+        });
+    }
+    assert!(!inbound.accepts(&register), "a request is no answer");
+
+    // A connection that the peer opened has a name that no flow of ours has.
+    let accepted = inbound.accepted(Arc::clone(&flow));
+    assert_ne!(accepted, id);
+    assert_matches!(next(), Some(Arrival::Accepted(id, _)) if id == accepted);
+
+    // A stream waits while there is no room, and loses nothing.
+    let received = Received::new(target().address(), register);
+    let mut batches = vec![vec![received.clone()]; ROOM + 1];
+    for batch in &mut batches[..ROOM] {
+        ready(inbound.received(batch));
+    }
+    let mut waiting = pin!(inbound.received(&mut batches[ROOM]));
+    let mut context = Context::from_waker(Waker::noop());
+    assert_matches!(waiting.as_mut().poll(&mut context), Poll::Pending);
+    assert_matches!(next(), Some(Arrival::Received(_)));
+    assert_matches!(waiting.as_mut().poll(&mut context), Poll::Ready(()));
+    assert_matches!(next(), Some(Arrival::Received(_)));
+    assert_matches!(next(), Some(Arrival::Received(batch)) if batch == [received]);
+    ready(inbound.failed(id, FlowError::Reset));
+    assert_matches!(next(), Some(Arrival::Failed(flow, FlowError::Reset)) if flow == id);
+    assert!(next().is_none());
 }
 
 #[test]
@@ -554,10 +629,10 @@ fn what_is_shared_between_threads_may_be() {
 #[test]
 fn one_machine_is_driven_by_hand() {
     let mut entropy = Entropy::from_seed([3; 32]);
-    let mut identity = Identity::default();
-    identity.branch = "0123abcd".into();
-    identity.call_id = Some("the-call".into());
-    identity.cseq = Some(41);
+    let identity = Identity::default()
+        .with_branch("0123abcd")
+        .with_call_id("the-call")
+        .with_cseq(41);
     let mut machine = Machine::new(Arc::new(account("alice")), identity, &mut entropy);
     let (mut now, mut out) = (Instant::now(), Vec::new());
     let mut events = Vec::new();

@@ -88,7 +88,7 @@ pub struct Identity {
     pub branch: Box<str>,
     /// Call-ID; a fresh random one where none
     pub call_id: Option<Box<str>>,
-    /// The next CSeq; a random one below 65536 where none
+    /// The CSeq used last, the first request has the next one; a random one below 65536 where none
     pub cseq: Option<u32>,
     /// The `line` token; a fresh random one where none and the option is on
     pub line: Option<Box<str>>,
