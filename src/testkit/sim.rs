@@ -206,11 +206,11 @@ impl Sim {
     /// When the flow was never asked for.
     pub fn opened(&mut self, flow: FlowId, result: Result<(), FlowError>) {
         let target = self.flows.get(&flow).expect("a flow that was asked for");
-        let info = Self::info(flow, target);
+        let info = self.info(flow, target);
         self.with(|pool, cx| pool.opened(cx, flow, result.map(|()| info)));
     }
 
-    fn info(flow: FlowId, target: &Target) -> Arc<FlowInfo> {
+    fn info(&self, flow: FlowId, target: &Target) -> Arc<FlowInfo> {
         let ip = if target.address().is_ipv6() {
             "[2001:db8::1]"
         } else {
@@ -223,7 +223,7 @@ impl Sim {
         };
         let local = format!("{ip}:{port}").parse().expect("an address");
         let (protocol, remote) = (target.protocol(), target.address());
-        Arc::new(FlowInfo::new(protocol, local, remote))
+        Arc::new((self.dress)(FlowInfo::new(protocol, local, remote)))
     }
 
     /// Time since the start, or since the grant of [`registered`](Self::registered).
@@ -346,7 +346,7 @@ impl Sim {
                 self.with(|pool, cx| pool.resolved(cx, &query, found));
             }
             PoolOutput::Open { flow, target, .. } => {
-                let info = Self::info(flow, &target);
+                let info = self.info(flow, &target);
                 self.flows.insert(flow, target);
                 if self.silent_network {
                     return self.opening.push(flow);

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 ///
 /// Via, From, To, Call-ID and CSeq are those of the request, Via with `received` and `rport` filled in (RFC 3261
 /// §18.2.1, RFC 3581 §4), To with a tag that is the same for each retransmission of the request, and Record-Route where
-/// the request has some. Send it with [`Agent::answer`](crate::Agent::answer).
+/// the request has some. Send it with `Agent::answer`.
 #[derive(Debug, Clone)]
 pub struct ResponseBuilder {
     head: String,
