@@ -181,4 +181,6 @@ pub use traits::{
 };
 #[cfg(feature = "tokio")]
 pub use transport::{TcpTransport, UdpTransport};
+#[cfg(feature = "tls")]
+pub use transport::{TlsConfig, TlsConfigError, TlsConnector, TlsTransport, TlsVersion};
 pub use uri::{Scheme, SipUri, UriError};

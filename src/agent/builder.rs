@@ -10,6 +10,8 @@ use crate::{
     CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver,
     SystemResolver, TcpTransport, Transport, TransportConfig, UdpTransport,
 };
+#[cfg(feature = "tls")]
+use crate::{TlsConfig, TlsTransport};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -80,7 +82,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Adds the built-in transports `udp` and `tcp` on any address and a free port.
+    /// Adds the built-in transports `udp` and `tcp`, and with the feature `tls` also `tls` with the system's roots, on
+    /// any address and a free port.
     pub const fn system_transports(mut self) -> Self {
         self.system_transports = true;
         self
@@ -221,6 +224,16 @@ impl AgentBuilder {
         self.transports.push(("udp".into(), Arc::new(udp)));
         let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
         self.transports.push(("tcp".into(), Arc::new(tcp)));
+        #[cfg(feature = "tls")]
+        {
+            let tls = TlsTransport::new(config("tls", Protocol::Tls)?, TlsConfig::new()).map_err(
+                |source| AgentError::Transport {
+                    name: "tls".into(),
+                    source: FlowError::Tls(source),
+                },
+            )?;
+            self.transports.push(("tls".into(), Arc::new(tls)));
+        }
         Ok(())
     }
 }

@@ -1,12 +1,16 @@
-//! The built-in transports: UDP and TCP over tokio's sockets.
+//! The built-in transports: UDP, TCP and TLS over tokio's sockets.
 
 mod local;
 mod stream;
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 mod udp;
 
 #[cfg(test)]
 mod testing;
 
 pub use tcp::TcpTransport;
+#[cfg(feature = "tls")]
+pub use tls::{TlsConfig, TlsConfigError, TlsConnector, TlsTransport, TlsVersion};
 pub use udp::UdpTransport;

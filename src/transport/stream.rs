@@ -321,9 +321,9 @@ async fn write(mut stream: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<By
         };
         let written = timeout(STALL, whole).await;
         if let Err(error) = written.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
-            queue.close();
             // The peer's last words say more than that it does not listen any more: they are the reader's to report.
             sleep(LAST_WORDS).await;
+            queue.close();
             let error = (end.meaning)(error);
             return end.report(error).await;
         }
