@@ -385,8 +385,8 @@ fn an_open_that_nobody_answers_ends_and_the_next_target_is_tried() {
     let mut sim = two_targets();
     let first = sim.opening();
     assert_eq!(first.len(), 1);
-    // 8 s for the transport and 2 s for the host (`connect_timeout`).
-    sim.advance(secs(9));
+    // `connect_timeout`
+    sim.advance(secs(7));
     assert!(sim.opening().is_empty());
     sim.advance(secs(1));
     let second = sim.opening();

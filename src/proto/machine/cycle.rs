@@ -136,7 +136,7 @@ impl Machine {
     /// Asks for a flow to the target at hand.
     pub(super) fn open(&mut self, cx: &mut Out<'_>) {
         let op = self.op();
-        let timeout = self.registration.policy().timers.connect_timeout + SLACK;
+        let timeout = self.registration.policy().timers.connect_timeout;
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };

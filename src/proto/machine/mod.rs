@@ -64,8 +64,6 @@ const GUARDED: Duration = Duration::from_secs(120);
 const HELD: Duration = Duration::from_secs(32);
 /// No host means more than this by a deadline or a spread, and `Instant` has an end
 const LONGEST: Duration = Duration::from_secs(86_400);
-/// What opening may take beyond the policy's own timeout
-const SLACK: Duration = Duration::from_secs(2);
 
 /// Time, randomness and the way out, for one call
 #[derive(Debug)]
