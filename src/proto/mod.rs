@@ -8,6 +8,7 @@ mod frame;
 mod guard;
 mod ids;
 mod lease;
+mod locate;
 mod machine;
 mod message;
 mod pool;
@@ -26,6 +27,7 @@ pub(crate) use flow_info::host_port;
 pub use flow_info::{FlowError, FlowInfo, Protocol, Target, TlsError};
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
+pub use locate::TargetOutcome;
 pub use machine::{Cx, Guarded, Identity, Input, Machine, Output};
 pub use message::scan::{
     Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via,
