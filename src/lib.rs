@@ -170,7 +170,7 @@ pub use proto::{
     FlowId, FlowInfo, Frame, FrameError, Framer, GiveUp, Guarded, Headers, Identity, Input,
     LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr, OpId, Output, ParamValue,
     ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered, RegistrationId, Removal,
-    Request, Response, Status, Target, TlsError, Via, Warning,
+    Request, Response, Status, Target, TargetOutcome, TlsError, Via, Warning,
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;

@@ -44,6 +44,14 @@ pub struct Policy {
     /// Whether refreshes and the un-REGISTER stay with the target that registered; default `true`, `asterisk()`
     /// `false`: resolved anew (D12).
     pub sticky_target: bool,
+    /// How long a target that gave no answer, or no connection, comes last for all registrations of an agent; twice as
+    /// long each time that it fails again. Default 60 s, `asterisk()` 0: never (DECISIONS §3).
+    pub dead_target_memory: Duration,
+    /// The longest that it comes last; default 600 s, at least `dead_target_memory` (DECISIONS §3).
+    pub dead_target_memory_max: Duration,
+    /// How long a target has to be well, before registrations that are bound to a lesser one return to it at their
+    /// refresh; default 300 s. Without `sticky_target` each cycle starts at the best one (D12).
+    pub primary_healthy_for: Duration,
     /// Whether refreshes carry Security-Verify, as RFC 3329 asks; default `true`, `asterisk()` `false` (BEHAVIOUR §10, 18).
     pub security_verify_on_refresh: bool,
     /// Whether `build()` adds `;lr` to an `outbound_proxy` without it; default `false` in every profile (BEHAVIOUR §10, 21).
@@ -91,6 +99,7 @@ impl Policy {
             resend_without_outbound: false,
             stream_fallback: false,
             sticky_target: false,
+            dead_target_memory: Duration::ZERO,
             security_verify_on_refresh: false,
             allow_no_expires: true,
             via_alias: true,
@@ -142,6 +151,9 @@ impl Policy {
             ("retry.backoff_max", retry.backoff_max.unwrap_or_default()),
             ("retry.retry_after_max", retry.retry_after_max),
             ("refresh.jitter_max", refresh.jitter_max),
+            ("dead_target_memory", self.dead_target_memory),
+            ("dead_target_memory_max", self.dead_target_memory_max),
+            ("primary_healthy_for", self.primary_healthy_for),
         ] {
             if value > LONGEST {
                 return Err(BuildError::Interval {
@@ -217,6 +229,9 @@ impl Default for Policy {
             resend_without_outbound: true,
             stream_fallback: true,
             sticky_target: true,
+            dead_target_memory: Duration::from_secs(60),
+            dead_target_memory_max: Duration::from_secs(600),
+            primary_healthy_for: Duration::from_secs(300),
             security_verify_on_refresh: true,
             auto_lr: false,
             allow_no_expires: false,

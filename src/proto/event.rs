@@ -219,6 +219,11 @@ pub enum Warning {
     /// The grant is so short that refreshes are a burden.
     #[error("granted only {0:?}")]
     ShortGrant(Duration),
+    /// The lease may end before a dead target is found out and another one has granted: less than timer F and 8 s are
+    /// left of it at its refresh, as with any grant shorter than 80 s (D1). Told once for each length, not in
+    /// `asterisk()`.
+    #[error("a lease of {0:?} does not outlast a dead target")]
+    NoRoomForFailover(Duration),
     /// A grant beyond a week is scheduled as a week.
     #[error("granted {0} s, refreshed as if 604800")]
     LongGrant(u32),

@@ -277,6 +277,12 @@ pub enum FlowError {
     /// No TLS connection could be made, or it ended against its rules.
     #[error(transparent)]
     Tls(TlsError),
+    /// Nothing was sent: the target has just not answered others, or asked to be left alone (Retry-After, D11).
+    #[error("the target is known to be down")]
+    TargetDown {
+        /// For how much longer it asked to be left alone
+        retry_after: Option<Duration>,
+    },
     /// The operating system's word.
     #[error("{kind}: {message}")]
     Io {
@@ -288,6 +294,29 @@ pub enum FlowError {
     /// The host or the agent closed it.
     #[error("closed by us")]
     ClosedByUs,
+}
+
+impl FlowError {
+    /// Whether it says something of the target, rather than of our own end.
+    pub(crate) const fn is_of_the_target(&self) -> bool {
+        match self {
+            Self::Refused
+            | Self::Closed
+            | Self::Reset
+            | Self::ConnectTimeout(_)
+            | Self::NotSip(_)
+            | Self::Io { .. } => true,
+            Self::Full
+            | Self::NoTransport(_)
+            | Self::UnknownTransport(_)
+            | Self::TargetDown { .. }
+            | Self::ClosedByUs => false,
+            Self::Tls(error) => !matches!(
+                error,
+                TlsError::Name(_) | TlsError::NoRoots(_) | TlsError::NoCertificate
+            ),
+        }
+    }
 }
 
 /// What went wrong in TLS

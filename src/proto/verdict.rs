@@ -1,6 +1,6 @@
 //! What a failed attempt means: a pure function from policy, failure and count to what happens next.
 
-use crate::{Failure, Policy};
+use crate::{Failure, FlowError, Policy};
 use std::time::Duration;
 
 /// The classes by which `pjsip.conf` tells failures apart
@@ -96,14 +96,16 @@ pub(crate) fn decide(
     let zero = retry_after == Some(0) && retry.retry_after_zero;
     let temporary = class == FailureClass::Temporary || zero;
     if temporary && !retry.retry_interval.is_zero() {
-        if exhausted {
+        // Nothing was sent, others have found the target dead: that uses up nothing.
+        let counted = !matches!(failure, Failure::Flow(FlowError::TargetDown { .. }));
+        if exhausted && counted {
             // fatal_retry_interval is not asked here, as in the reference.
             return Verdict::GiveUp(GiveUp::MaxRetries);
         }
         return Verdict::Retry {
             after: retry.interval(retries),
             jitter: retry.jitter,
-            counted: true,
+            counted,
         };
     }
     let forbidden = Some(retry.forbidden_retry_interval)

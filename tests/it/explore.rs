@@ -183,7 +183,10 @@ impl World {
                     self.transmitted(message);
                 }
                 Output::Done(_) => self.stopped = true,
-                Output::Proved { .. } | Output::Cancel(_) | Output::Event(_) => {}
+                Output::Proved { .. }
+                | Output::Target { .. }
+                | Output::Cancel(_)
+                | Output::Event(_) => {}
             }
         }
         assert!(transmitted <= 1, "two requests at once: {:?}", self.path);

@@ -694,7 +694,7 @@ fn one_machine_is_driven_by_hand() {
                     removal = Some(fate);
                     continue;
                 }
-                Output::Proved { .. } | Output::Cancel(_) => continue,
+                Output::Proved { .. } | Output::Target { .. } | Output::Cancel(_) => continue,
             };
             machine.handle(
                 &mut Cx {

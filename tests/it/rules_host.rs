@@ -316,11 +316,12 @@ fn d16_who_is_held_longer_than_a_timer_keeps_the_place_in_the_queue() {
     let mut order = Vec::new();
     let mut first: HashSet<usize> = HashSet::new();
     let mut in_flight: Vec<(usize, std::time::Duration)> = Vec::new();
-    // Nobody answers: a place is free after timer F, so that the last ones are held for two of them.
+    // Nothing final is answered: a place is free after timer F, so that the last ones are held for two of them.
     while order.len() < 192 {
         for request in sim.all_sent() {
             let n = number(&request);
             if first.insert(n) {
+                sim.reply(&request, Reply::status(100));
                 order.push(n);
                 in_flight.push((n, sim.elapsed() + secs(32)));
             }

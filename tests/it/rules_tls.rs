@@ -126,7 +126,7 @@ fn a_certificate_that_expires_soon_is_told_once_a_flow() {
         info.with_peer_certificate_until(today + 3 * DAY)
             .with_own_certificate_until(today + 400 * DAY)
     }
-    let mut sim = Sim::many([]);
+    let mut sim = sim([]);
     sim.dress_flows(soon);
     sim.add(account("sip:192.0.2.9;transport=tls"));
     let request = sim.sent();
@@ -163,7 +163,7 @@ fn a_certificate_that_comes_to_its_end_on_a_living_flow_is_told_then() {
     }
     let mut policy = Policy::default();
     policy.certificate_warning = secs(3600);
-    let mut sim = Sim::many([]);
+    let mut sim = sim([]);
     sim.dress_flows(later);
     sim.add(
         builder("sip:192.0.2.9;transport=tls")
@@ -185,7 +185,7 @@ fn a_certificate_that_comes_to_its_end_on_a_living_flow_is_told_then() {
 
 #[test]
 fn a_peer_that_nobody_checked_is_told_once_a_flow() {
-    let mut sim = Sim::many([]);
+    let mut sim = sim([]);
     sim.dress_flows(|info| info.with_unverified(true));
     sim.add(account("sip:192.0.2.9;transport=tls"));
     let request = sim.sent();
@@ -197,7 +197,7 @@ fn a_peer_that_nobody_checked_is_told_once_a_flow() {
 #[test]
 fn a_target_without_a_good_certificate_is_passed_over_and_told_when_it_was_the_last() {
     let addresses = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
-    let mut sim = Sim::many([]);
+    let mut sim = sim([]);
     sim.resolve("example.com", Ok(addresses.to_vec()));
     sim.refuse_next_open(FlowError::Tls(TlsError::Expired));
     sim.add(account("sip:example.com:5061;transport=tls"));
@@ -206,7 +206,7 @@ fn a_target_without_a_good_certificate_is_passed_over_and_told_when_it_was_the_l
     sim.reply(&request, Reply::granted(3600));
     assert!(sim.status().is_registered());
 
-    let mut sim = Sim::many([]);
+    let mut sim = self::sim([]);
     sim.refuse_next_open(FlowError::Tls(TlsError::UnknownIssuer));
     sim.add(account("sip:192.0.2.9;transport=tls"));
     let events = sim.events();

@@ -102,10 +102,19 @@ struct Dead {
     by: RegistrationId,
 }
 
+/// A target as all know it; with TLS its name is a part of it, as it may serve one domain and not another
+type Key = (Protocol, SocketAddr, Option<Box<str>>);
+
+fn key(target: &Target) -> Key {
+    let secure = target.protocol().is_secure();
+    let host = secure.then(|| target.host().to_ascii_lowercase().into());
+    (target.protocol(), target.address(), host)
+}
+
 /// The targets of which there is something to know
 #[derive(Debug)]
 pub(crate) struct Health {
-    targets: HashMap<(Protocol, SocketAddr), State>,
+    targets: HashMap<Key, State>,
     sweep_at: usize,
 }
 
@@ -121,7 +130,7 @@ impl Default for Health {
 impl Health {
     /// Takes a report in; true where the target has gone down by it, so that those who queue for it should not.
     pub(crate) fn report(&mut self, target: &Target, report: &Report) -> bool {
-        let key = (target.protocol(), target.address());
+        let key = key(target);
         let Report { by, now, .. } = *report;
         match report.outcome {
             TargetOutcome::Late => false,
@@ -153,7 +162,7 @@ impl Health {
         }
     }
 
-    fn answered(&mut self, key: (Protocol, SocketAddr), by: RegistrationId, now: Instant) {
+    fn answered(&mut self, key: Key, by: RegistrationId, now: Instant) {
         let Some(state) = self.targets.get_mut(&key) else {
             return;
         };
@@ -171,7 +180,7 @@ impl Health {
         }
     }
 
-    fn state(&mut self, key: (Protocol, SocketAddr), now: Instant) -> &mut State {
+    fn state(&mut self, key: Key, now: Instant) -> &mut State {
         if self.targets.len() >= self.sweep_at {
             self.targets.retain(|_, state| !state.is_old(now));
             if self.targets.len() >= self.sweep_at {
@@ -191,17 +200,10 @@ impl Health {
     /// How much longer the target asked to be left alone (RFC 3261 §21.5.4).
     pub(crate) fn asked(&self, target: &Target, now: Instant) -> Option<Duration> {
         self.targets
-            .get(&(target.protocol(), target.address()))
+            .get(&key(target))
             .and_then(|state| state.asked)
             .and_then(|until| until.checked_duration_since(now))
             .filter(|left| !left.is_zero())
-    }
-
-    /// Whether the target is known to be down.
-    pub(crate) fn is_down(&self, target: &Target, now: Instant) -> bool {
-        self.targets
-            .get(&(target.protocol(), target.address()))
-            .is_some_and(|state| state.is_down(now))
     }
 
     #[cfg(test)]
@@ -270,7 +272,7 @@ impl Health {
             })
             .map(|(at, ..)| *at);
         if let Some((_, target)) = &trial
-            && let Some(state) = self.targets.get_mut(&(target.protocol(), target.address()))
+            && let Some(state) = self.targets.get_mut(&key(target))
         {
             state.trial = Some((reader.id, reader.now + reader.trial));
         }
@@ -290,8 +292,7 @@ impl Health {
 
     fn standing(&self, target: &Target, reader: &Reader) -> Standing {
         let now = reader.now;
-        let key = (target.protocol(), target.address());
-        let Some(state) = self.targets.get(&key) else {
+        let Some(state) = self.targets.get(&key(target)) else {
             return Standing::Well(None);
         };
         if let Some(left) = self.asked(target, now) {

@@ -73,16 +73,17 @@ const fn service(protocol: Protocol) -> (&'static str, &'static str) {
 /// The protocol that `transport=name` means; none where it is unknown, or cannot carry the scheme
 ///
 /// `sip` with `transport=tls` is deprecated (RFC 3261 §26.2.2) and deployed; `sips` with `transport=tcp` is TLS.
-fn pinned(scheme: Scheme, name: &str) -> Option<Protocol> {
-    let protocol = Protocol::from_name(name)?;
-    match (scheme, protocol) {
-        (Scheme::Sips, Protocol::Tcp) => Some(Protocol::Tls),
-        (Scheme::Sips, protocol) => Some(protocol).filter(|protocol| protocol.is_secure()),
-        (Scheme::Sip, protocol) => Some(protocol),
+fn pinned(sips: bool, name: &str) -> Option<Protocol> {
+    match Protocol::from_name(name)? {
+        Protocol::Tcp if sips => Some(Protocol::Tls),
+        protocol => Some(protocol).filter(|protocol| !sips || protocol.is_secure()),
     }
 }
 
 /// The targets of `uri` over the protocols that we speak, the preferred ones first
+///
+/// `sips` asks for a secure one, whatever the scheme of `uri` is: a route is followed as if it said `sips` where the
+/// Request-URI does (RFC 3261 §8.1.2).
 ///
 /// `seed` draws the order of servers with the same priority: the same seed, the same order, so that runs over a growing
 /// number of answers agree with each other.
@@ -97,23 +98,25 @@ fn pinned(scheme: Scheme, name: &str) -> Option<Protocol> {
 /// Without any record that says otherwise the protocol is UDP, where we speak it, and TLS for `sips`.
 pub(crate) fn select<'a>(
     uri: &SipUri,
+    sips: bool,
     speaks: &[Protocol],
     seed: u64,
     lookup: &dyn Fn(&Query) -> Found<'a>,
 ) -> Selection {
-    let host: Arc<str> = uri
+    let sips = sips || uri.scheme() == Scheme::Sips;
+    let name: Arc<str> = uri
         .param("maddr")
         .flatten()
         .map(|maddr| maddr.trim_matches(['[', ']']))
         .unwrap_or_else(|| uri.host())
         .into();
-    let wanted = uri.transport().map(|name| pinned(uri.scheme(), name));
+    let wanted = uri.transport().map(|name| pinned(sips, name));
     let usable: Vec<Protocol> = speaks
         .iter()
         .copied()
         .filter(|protocol| match wanted {
             Some(pinned) => pinned == Some(*protocol),
-            None => uri.scheme() == Scheme::Sip || protocol.is_secure(),
+            None => !sips || protocol.is_secure(),
         })
         .collect();
     let Some(default) = default_protocol(&usable) else {
@@ -124,7 +127,8 @@ pub(crate) fn select<'a>(
     };
     let mut walk = Walk {
         lookup,
-        host: Arc::clone(&host),
+        host: uri.host().into(),
+        name: Arc::clone(&name),
         entropy: seeded(seed),
         need: Vec::new(),
         trouble: None,
@@ -133,10 +137,10 @@ pub(crate) fn select<'a>(
         servers: 0,
     };
     let port = |protocol: Protocol| uri.port().unwrap_or_else(|| protocol.default_port());
-    if let Ok(address) = host.parse::<IpAddr>() {
+    if let Ok(address) = name.parse::<IpAddr>() {
         walk.place(default, SocketAddr::new(address, port(default)));
     } else if uri.port().is_some() {
-        walk.addresses(&host, default, port(default));
+        walk.addresses(&name, default, port(default));
     } else {
         walk.services(&usable, default, wanted.is_some());
     }
@@ -160,8 +164,10 @@ fn seeded(seed: u64) -> Entropy {
 /// One run through the records
 struct Walk<'l, 'a> {
     lookup: &'l dyn Fn(&Query) -> Found<'a>,
-    /// The name that certificates are held against: that of the URI, whatever SRV says (RFC 5922 §7.1)
+    /// The name that certificates are held against: the host of the URI, whatever SRV or `maddr` say (RFC 5922 §7.1)
     host: Arc<str>,
+    /// The name that is asked for: TARGET in RFC 3263
+    name: Arc<str>,
     entropy: Entropy,
     need: Vec<Query>,
     /// The first question that nobody could answer
@@ -194,7 +200,7 @@ impl<'a> Walk<'_, 'a> {
 
     /// A name without a port.
     fn services(&mut self, usable: &[Protocol], default: Protocol, pinned: bool) {
-        let host = Arc::clone(&self.host);
+        let host = Arc::clone(&self.name);
         let offers = if pinned {
             Vec::new()
         } else {
@@ -332,7 +338,7 @@ impl<'a> Walk<'_, 'a> {
             })
         } else {
             let error = self.trouble;
-            Selection::Failed(error.unwrap_or(ResolveError::NoAddress(self.host)))
+            Selection::Failed(error.unwrap_or(ResolveError::NoAddress(self.name)))
         }
     }
 }

@@ -97,7 +97,7 @@ impl<W> Names<W> {
             && (now < failed.until || failed.at >= since)
         {
             let stale = answer.filter(|known| now < known.until() + STALE);
-            return stale.map_or(failed.found(), |known| Found::Records(&known.records));
+            return stale.map_or_else(|| failed.found(), |known| Found::Records(&known.records));
         }
         match answer {
             Some(known) if now < known.until() || known.at >= since => {

@@ -50,6 +50,18 @@ impl Machine {
                 }
             }
         }
+        let asked = response
+            .retry_after()
+            .map(|seconds| Duration::from_secs(u64::from(seconds)));
+        let retry_after = asked.map(|asked| asked.min(policy.retry.retry_after_max));
+        self.found(
+            cx,
+            match code {
+                503 => TargetOutcome::Unavailable { retry_after },
+                408 if retry_after.is_some() => TargetOutcome::Unavailable { retry_after },
+                _ => TargetOutcome::Answered,
+            },
+        );
         if matches!(code, 401 | 407 | 494) {
             self.store_security(response);
         }
@@ -127,18 +139,10 @@ impl Machine {
             408 | 503 => {
                 let seconds = response.retry_after();
                 if let Some(seconds) = seconds {
-                    cycle.retry_after = Some(
-                        cycle
-                            .retry_after
-                            .map_or(seconds, |least| least.min(seconds)),
-                    );
-                    let asked = Duration::from_secs(u64::from(seconds));
-                    let until = cx.now + asked.min(policy.retry.retry_after_max);
-                    if let Some(target) = cycle.targets.get(cycle.next).cloned() {
-                        self.down.retain(|(down, _)| *down != target);
-                        self.down.truncate(TARGETS_A_CYCLE);
-                        self.down.insert(0, (target, until));
-                    }
+                    let least = cycle
+                        .retry_after
+                        .map_or(seconds, |least| least.min(seconds));
+                    cycle.retry_after = Some(least);
                 }
                 self.next_target(cx, failure, exchange);
             }
@@ -515,6 +519,19 @@ impl Machine {
                     lease.flow.is_some() && cx.now.saturating_duration_since(lease.at) >= FLAP
                 }) {
                     self.flaps = 0;
+                }
+                // A dead target has to be found out, and another one to grant, in what is left at the refresh (D1).
+                let room = granted.saturating_sub(policy.refresh.refresh_after(granted));
+                let told = self
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.granted == granted);
+                if room < policy.timers.timer_f + ROOM
+                    && !told
+                    && !policy.dead_target_memory.is_zero()
+                {
+                    let warning = Warning::NoRoomForFailover(granted);
+                    cx.out.push(Output::Event(Event::Warning(warning)));
                 }
                 let expires_at = sent_at + granted;
                 let contact = cycle.contact_uri.clone();

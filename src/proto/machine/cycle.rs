@@ -18,6 +18,7 @@ impl Machine {
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
+            commanded,
             started: None,
             requests: 0,
             at_target: 0,
@@ -86,21 +87,14 @@ impl Machine {
         }
         match result {
             Ok(mut targets) if !targets.is_empty() => {
-                let bound = self.lease.as_ref().map(|lease| &lease.target);
-                if self.registration.policy().sticky_target
-                    && let Some(place) = targets.iter().position(|target| Some(target) == bound)
-                {
-                    targets[..=place].rotate_right(1);
-                }
                 // A name that lists an address twice has one target there.
                 let mut seen = Vec::with_capacity(targets.len());
                 targets.retain(|target| {
-                    let new = !seen.contains(&target.address());
-                    seen.push(target.address());
+                    let place = (target.protocol(), target.address());
+                    let new = !seen.contains(&place);
+                    seen.push(place);
                     new
                 });
-                self.down.retain(|(_, until)| cx.now < *until);
-                targets.sort_by_key(|target| self.down.iter().any(|(down, _)| down == target));
                 targets.truncate(TARGETS_A_CYCLE);
                 cycle.targets = targets;
                 cycle.next = 0;
@@ -206,7 +200,47 @@ impl Machine {
                     self.send(cx);
                 }
             }
-            Err(error) => self.next_target(cx, Failure::Flow(error), None),
+            Err(FlowError::TargetDown { retry_after }) => {
+                // What it found out itself is what is told.
+                let (failure, exchange) = match cycle.failure.take() {
+                    Some(failure) => failure,
+                    None => (Failure::Flow(FlowError::TargetDown { retry_after }), None),
+                };
+                if let Some(left) = retry_after {
+                    let seconds = left.as_secs_f64().ceil() as u32;
+                    let least = cycle
+                        .retry_after
+                        .map_or(seconds, |least| least.min(seconds));
+                    cycle.retry_after = Some(least);
+                }
+                self.next_target(cx, failure, exchange);
+            }
+            Err(error) => {
+                if error.is_of_the_target() {
+                    self.found(cx, TargetOutcome::Unreachable);
+                }
+                self.next_target(cx, Failure::Flow(error), None);
+            }
+        }
+    }
+
+    /// Tells how the target at hand took the request.
+    pub(super) fn found(&self, cx: &mut Out<'_>, outcome: TargetOutcome) {
+        if let Plan::Cycle(cycle) = &self.plan
+            && let Some(target) = cycle.targets.get(cycle.next).cloned()
+        {
+            cx.out.push(Output::Target { target, outcome });
+        }
+    }
+
+    /// Tells that nobody answered the request under way.
+    pub(super) fn found_silent(&self, cx: &mut Out<'_>) {
+        if let Plan::Cycle(cycle) = &self.plan
+            && let Step::Registering(transaction) = &cycle.step
+            && !transaction.answered
+        {
+            let since = transaction.sent_at;
+            self.found(cx, TargetOutcome::Silent { since });
         }
     }
 

@@ -24,6 +24,7 @@ use crate::proto::event::*;
 use crate::proto::flow_info::{FlowError, FlowInfo, Target};
 use crate::proto::ids::{FlowId, OpId};
 use crate::proto::lease::{self, Sent};
+use crate::proto::locate::TargetOutcome;
 use crate::proto::message::write::{self, ContactForm, Parts};
 use crate::proto::transaction::{Due, Transaction};
 use crate::proto::verdict::{self, GiveUp, Verdict};
@@ -64,6 +65,8 @@ const GUARDED: Duration = Duration::from_secs(120);
 const HELD: Duration = Duration::from_secs(32);
 /// No host means more than this by a deadline or a spread, and `Instant` has an end
 const LONGEST: Duration = Duration::from_secs(86_400);
+/// What has to be left of a lease beyond timer F, for a target that may be dead: another one and a challenge fit (D1)
+const ROOM: Duration = Duration::from_secs(8);
 
 /// Time, randomness and the way out, for one call
 #[derive(Debug)]
@@ -134,7 +137,7 @@ pub enum Input<'a> {
     Located {
         /// The question
         op: OpId,
-        /// Targets in the order to try them
+        /// Targets in the order to try them: the one that holds the lease first, where D12 has it so
         result: Result<Vec<Target>, ResolveError>,
     },
     /// The answer to [`Output::Open`]: the flow is up
@@ -213,6 +216,13 @@ pub enum Output {
         /// The registrar's word
         accepted: Option<bool>,
     },
+    /// How a target took a request; a host with many registrations orders the targets of [`Output::Locate`] by it
+    Target {
+        /// The target
+        target: Target,
+        /// What became of the request
+        outcome: TargetOutcome,
+    },
     /// Not interested in the answer to this any more
     Cancel(OpId),
     /// Send
@@ -277,6 +287,8 @@ enum Plan {
 #[derive(Debug, Clone)]
 struct Cycle {
     purpose: Purpose,
+    /// Whether somebody asked for it: then a target that wants to be left alone is not (D20)
+    commanded: bool,
     /// When the first request went out
     started: Option<Instant>,
     requests: u32,
@@ -390,8 +402,6 @@ pub struct Machine {
     sole_contact: bool,
     security_server: Vec<Box<str>>,
     ops: u32,
-    /// Targets that asked with Retry-After to be left alone, and until when (D11)
-    down: Vec<(Target, Instant)>,
 }
 
 #[derive(Debug, Clone)]
@@ -441,7 +451,6 @@ impl Machine {
             sole_contact: false,
             security_server: Vec::new(),
             ops: 0,
-            down: Vec::new(),
         }
     }
 
@@ -530,6 +539,28 @@ impl Machine {
             }
             _ => None,
         }
+    }
+
+    /// The target that holds the lease; none while a redirect is followed, which leads away from it.
+    pub(crate) fn bound(&self) -> Option<&Target> {
+        let redirected = matches!(&self.plan, Plan::Cycle(cycle) if cycle.redirects > 0);
+        let lease = self.lease.as_ref().filter(|_| !redirected);
+        lease.map(|lease| &lease.target)
+    }
+
+    /// Whether the cycle under way can afford a target that may be dead, and another one after it.
+    pub(crate) fn may_try(&self, now: Instant) -> bool {
+        let least = self.registration.policy().timers.timer_f + ROOM;
+        let registers =
+            matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Register);
+        let left = |lease: &Lease| lease.expires_at.saturating_duration_since(now);
+        registers && self.lease.as_ref().is_none_or(|lease| left(lease) >= least)
+    }
+
+    /// Whether the request goes to a target even if that asked to be left alone: on command, and to remove a binding.
+    pub(crate) fn insists(&self) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle)
+            if cycle.commanded || cycle.purpose != Purpose::Register)
     }
 
     /// Whether this waits for the guard's answer to `op`.

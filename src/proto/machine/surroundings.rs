@@ -35,6 +35,7 @@ impl Machine {
                     Step::Opening { op, until } if cx.now >= *until => {
                         cx.out.push(Output::Cancel(*op));
                         let error = FlowError::ConnectTimeout(timers.connect_timeout);
+                        self.found(cx, TargetOutcome::Unreachable);
                         self.next_target(cx, Failure::Flow(error), None);
                     }
                     Step::Held { until, .. } if cx.now >= *until => self.open(cx),
@@ -50,12 +51,16 @@ impl Machine {
                     Step::Registering(transaction) => match transaction.due(&timers, cx.now) {
                         Due::Nothing => {}
                         Due::Resend => {
-                            let message = transaction.message.clone();
+                            let (message, late) =
+                                (transaction.message.clone(), !transaction.answered);
                             if let Some((flow, _)) = &cycle.flow {
                                 cx.out.push(Output::Transmit {
                                     flow: *flow,
                                     message,
                                 });
+                            }
+                            if late {
+                                self.found(cx, TargetOutcome::Late);
                             }
                         }
                         Due::TimedOut if transaction.answered => {
@@ -63,6 +68,7 @@ impl Machine {
                             self.fail(cx, Failure::Timeout, None, exchange);
                         }
                         Due::TimedOut => {
+                            self.found_silent(cx);
                             let exchange = self.exchange(None);
                             self.next_target(cx, Failure::Timeout, exchange);
                         }
@@ -196,6 +202,10 @@ impl Machine {
                         cycle.fresh_flow = true;
                     }
                     return self.open(cx);
+                }
+                // Whoever ends connections after a request may do so for this account only: it is as silence.
+                if error.is_of_the_target() {
+                    self.found_silent(cx);
                 }
                 let exchange = self.exchange(None);
                 self.next_target(cx, Failure::Flow(error), exchange);

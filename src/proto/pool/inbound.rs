@@ -22,16 +22,6 @@ impl Pool {
             .via()
             .and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
         let Some(id) = id else { return };
-        if let Some(window) = self
-            .entry(id)
-            .and_then(|entry| entry.window)
-            .and_then(|target| self.windows.get_mut(&target))
-        {
-            window.limit = match response.code() {
-                503 => (window.limit / 2).max(LEAST_WINDOW),
-                _ => (window.limit + 1).min(WINDOW),
-            };
-        }
         self.handle(cx, id, Input::Response(&response));
     }
 

@@ -7,36 +7,29 @@ mod names;
 mod window;
 
 use flows::spread;
+use names::Waiter;
+use window::Window;
 
 use crate::proto::guard::{Guard, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
+use crate::proto::locate::{Health, Names, TargetOutcome};
 use crate::proto::machine::{Cx, Guarded, Identity, Input, Machine, Output};
 use crate::proto::{
     Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target,
 };
 use crate::{
     Answer, Change, CredentialsQuery, InboundMessage, Match, Query, Received, Registration,
-    ResolveError, Response, Scheme, Secret, SipUri,
+    ResolveError, Response, Secret, SipUri,
 };
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Requests in flight to one target (D16)
-const WINDOW: u32 = 64;
-/// The window never shrinks below this
-const LEAST_WINDOW: u32 = 4;
 /// How users of a lost flow spread: this much each, up to the longest (D13)
 const SPREAD_EACH: Duration = Duration::from_millis(10);
 const SPREAD_LONGEST: Duration = Duration::from_secs(10);
-/// How long a failed name is not asked again
-const NAME_FAILED: Duration = Duration::from_secs(2);
-
-/// No name is remembered longer: `Instant` has an end, and resolvers say what they like
-const LONGEST_TTL: Duration = Duration::from_secs(86_400);
-
 type Out<'a> = Cx<'a, PoolOutput>;
 
 /// What a pool wants; a host that ignores one wedges registrations, so this enum is exhaustive
@@ -125,34 +118,6 @@ struct FlowEntry {
 }
 
 #[derive(Debug)]
-enum Name {
-    Asked(Vec<(Asker, Wanted)>),
-    Known {
-        addresses: Vec<IpAddr>,
-        until: Instant,
-    },
-    Failed {
-        error: ResolveError,
-        until: Instant,
-    },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    protocol: Protocol,
-    port: u16,
-    /// The URI's own host, whatever name was asked for
-    host: Arc<str>,
-}
-
-#[derive(Debug)]
-struct Window {
-    limit: u32,
-    used: u32,
-    queue: VecDeque<(Asker, Opening)>,
-}
-
-#[derive(Debug)]
 struct Opening {
     target: Target,
     prefer: Option<FlowId>,
@@ -172,7 +137,8 @@ pub struct Pool {
     count: usize,
     deadlines: BTreeSet<(Instant, u32)>,
     transports: Vec<(Arc<str>, Vec<Protocol>)>,
-    names: HashMap<Query, Name>,
+    names: Names<Waiter>,
+    health: Health,
     flows: HashMap<FlowId, FlowEntry>,
     by_key: HashMap<FlowKey, FlowId>,
     next_flow: u64,
@@ -210,7 +176,8 @@ impl Pool {
             count: 0,
             deadlines: BTreeSet::new(),
             transports: Vec::new(),
-            names: HashMap::new(),
+            names: Names::default(),
+            health: Health::default(),
             flows: HashMap::new(),
             by_key: HashMap::new(),
             next_flow: 1,
@@ -367,6 +334,14 @@ impl Pool {
                 self.lines.extend(new.map(|new| (new, id)));
                 line.map(|old| self.lines.remove(&old));
             }
+            // What it found out holds for those who would take its place.
+            for output in &outputs {
+                if let Output::Target { target, outcome } = output
+                    && self.judge(cx.now, id, target, *outcome)
+                {
+                    self.disperse(cx, target);
+                }
+            }
             self.settle(cx, id);
         }
         let mut done = None;
@@ -406,7 +381,8 @@ impl Pool {
             self.drop_flow(flow);
             cx.out.push(PoolOutput::Close(flow));
         }
-        self.names.retain(|_, name| matches!(name, Name::Asked(_)));
+        self.names.expire();
+        self.health.clear();
         let ids: Vec<_> = self.ids().collect();
         let spread = spread(ids.len());
         for id in ids {
@@ -459,7 +435,7 @@ impl Pool {
 
     fn carry_out(&mut self, cx: &mut Out<'_>, id: RegistrationId, output: Output) {
         match output {
-            Output::Locate { op, uri } => self.locate(cx, Asker { id, op }, &uri),
+            Output::Locate { op, uri } => self.locate(cx, Asker { id, op }, uri),
             Output::Open {
                 op,
                 target,
@@ -487,7 +463,7 @@ impl Pool {
             Output::Cancel(op) => self.cancel(cx, Asker { id, op }),
             Output::Transmit { flow, message } => cx.out.push(PoolOutput::Send { flow, message }),
             Output::Event(event) => cx.out.push(PoolOutput::Event(id, event)),
-            Output::Done(_) => {}
+            Output::Target { .. } | Output::Done(_) => {}
         }
     }
 
@@ -504,11 +480,7 @@ impl Pool {
             self.drop_flow(flow);
             cx.out.push(PoolOutput::Close(flow));
         }
-        for name in self.names.values_mut() {
-            if let Name::Asked(askers) = name {
-                askers.retain(|(queued, _)| *queued != asker);
-            }
-        }
+        self.names.cancel(|waiter| waiter.asker() != asker);
         self.waiting_for_guard
             .retain(|(queued, _)| *queued != asker);
         for window in self

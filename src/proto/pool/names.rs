@@ -1,102 +1,128 @@
-//! Names to targets, asked once for all.
+//! Names to targets: each question asked once for all, each target known to all.
 
 use super::*;
+use crate::proto::locate::{Bound, Found, Located, Reader, Report, Selection, select};
+
+/// One that waits for the name service
+#[derive(Debug)]
+pub(super) struct Waiter {
+    asker: Asker,
+    uri: SipUri,
+    /// Since when: what is answered from then on serves it
+    since: Instant,
+    /// Draws the order of equal servers
+    seed: u64,
+}
+
+impl Waiter {
+    pub(super) const fn asker(&self) -> Asker {
+        self.asker
+    }
+}
 
 impl Pool {
-    /// Where a request goes: literals at once, names by the cache or the resolver.
-    pub(super) fn locate(&mut self, cx: &mut Out<'_>, asker: Asker, uri: &SipUri) {
-        let named = self
-            .registration(asker.id)
-            .and_then(|registration| registration.transport().cloned());
-        let protocols = match &named {
-            None => None,
-            Some(name) => match self.transports.iter().find(|(known, _)| **known == **name) {
-                Some((_, protocols)) => Some(protocols.clone()),
-                None => {
-                    let error = ResolveError::Failed(format!("no transport named {name:?}").into());
-                    return self.handle(
-                        cx,
-                        asker.id,
-                        Input::Located {
-                            op: asker.op,
-                            result: Err(error),
-                        },
-                    );
+    /// Where a request goes, by RFC 3263.
+    pub(super) fn locate(&mut self, cx: &mut Out<'_>, asker: Asker, uri: SipUri) {
+        let waiter = Waiter {
+            asker,
+            since: cx.now,
+            // An address needs none.
+            seed: uri.ip().map_or_else(|| cx.entropy.u64(), |_| 0),
+            uri,
+        };
+        self.locate_on(cx, waiter);
+    }
+
+    /// As far as the answers reach.
+    fn locate_on(&mut self, cx: &mut Out<'_>, waiter: Waiter) {
+        let (now, since) = (cx.now, waiter.since);
+        let selection = match self.spoken(waiter.asker.id) {
+            Ok((sips, protocols)) => {
+                let lookup = |query: &Query| self.names.lookup(query, now, since);
+                select(&waiter.uri, sips, &protocols, waiter.seed, &lookup)
+            }
+            Err(error) => Selection::Failed(error),
+        };
+        let asker = waiter.asker;
+        let result = match selection {
+            Selection::Need(queries) => {
+                // All are asked at once; the answer to the first lets it go on.
+                let mut waiter = Some(waiter);
+                for query in queries {
+                    if self.names.wait(&query, waiter.take()) {
+                        cx.out.push(PoolOutput::Resolve(query));
+                    }
                 }
-            },
+                return;
+            }
+            Selection::Targets(located) => Ok(self.in_order(now, &waiter, located)),
+            Selection::Failed(error) => Err(error),
         };
-        // With `sips` in the Request-URI a route is followed as if it said `sips` (RFC 3261 §8.1.2).
-        let sips = uri.scheme() == Scheme::Sips
-            || self
-                .registration(asker.id)
-                .is_some_and(|registration| registration.is_sips());
-        let first = protocols.as_deref().and_then(<[_]>::first);
-        let protocol = match (uri.transport().map(Protocol::from_name), first) {
-            (Some(protocol), _) => protocol,
-            (None, Some(protocol)) => Some(*protocol),
-            (None, None) if sips => Some(Protocol::Tls),
-            (None, None) => Some(Protocol::Udp),
-        };
-        let protocol = match protocol {
-            // What `tcp` says of `sips` is what TLS runs on (RFC 3261 §26.2.2).
-            Some(Protocol::Tcp | Protocol::Tls) if sips => Some(Protocol::Tls),
-            other => other.filter(|protocol| !sips || protocol.is_secure()),
-        };
-        let Some(protocol) = protocol else {
-            let error = ResolveError::Failed(
-                format!("no transport for {}", crate::uri::excerpt(uri.as_str())).into(),
-            );
-            return self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result: Err(error),
-                },
-            );
-        };
-        let wanted = Wanted {
-            protocol,
-            port: uri.port().unwrap_or_else(|| protocol.default_port()),
-            host: uri.host().into(),
-        };
-        let host: Arc<str> = uri
-            .param("maddr")
-            .flatten()
-            .unwrap_or_else(|| uri.host())
-            .into();
-        if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            let result = Ok(targets(&[ip], &wanted));
-            return self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result,
-                },
-            );
+        let op = asker.op;
+        self.handle(cx, asker.id, Input::Located { op, result });
+    }
+
+    /// Whether a registration asks for a secure protocol, and what its transport speaks, or all of ours in their order.
+    fn spoken(&self, id: RegistrationId) -> Result<(bool, Vec<Protocol>), ResolveError> {
+        let registration = self.registration(id);
+        let named = registration.and_then(|registration| registration.transport());
+        let mut protocols = Vec::new();
+        for (_, speaks) in self
+            .transports
+            .iter()
+            .filter(|(name, _)| named.is_none_or(|named| named == name))
+        {
+            for protocol in speaks {
+                if !protocols.contains(protocol) {
+                    protocols.push(*protocol);
+                }
+            }
         }
-        let query = Query::new(Arc::clone(&host));
-        let result = match self.names.get_mut(&query) {
-            Some(Name::Asked(askers)) => return askers.push((asker, wanted)),
-            Some(Name::Known { addresses, until }) if cx.now < *until => {
-                Ok(targets(addresses, &wanted))
-            }
-            Some(Name::Failed { error, until }) if cx.now < *until => Err(error.clone()),
-            _ => {
-                self.names
-                    .insert(query.clone(), Name::Asked(vec![(asker, wanted)]));
-                return cx.out.push(PoolOutput::Resolve(query));
-            }
+        match named {
+            Some(name) if !self.transports.iter().any(|(known, _)| known == name) => Err(
+                ResolveError::Failed(format!("no transport named {name:?}").into()),
+            ),
+            _ => Ok((registration.is_some_and(|one| one.is_sips()), protocols)),
+        }
+    }
+
+    /// The targets as the registration's policy and the state of the targets have them.
+    fn in_order(&mut self, now: Instant, waiter: &Waiter, located: Located) -> Vec<Target> {
+        let id = waiter.asker.id;
+        let Some(entry) = self.entry(id) else {
+            return Vec::new();
         };
-        self.handle(
-            cx,
-            asker.id,
-            Input::Located {
-                op: asker.op,
-                result,
-            },
-        );
+        let policy = entry.machine.registration().policy();
+        let reader = Reader {
+            id,
+            now,
+            memory: !policy.dead_target_memory.is_zero(),
+            may_try: entry.machine.may_try(now),
+            trial: policy.timers.timer_f + policy.timers.connect_timeout,
+            healthy_for: policy.primary_healthy_for,
+        };
+        let target = entry
+            .machine
+            .bound()
+            .filter(|_| policy.sticky_target)
+            .cloned();
+        let bound = target.map(|target| {
+            let kept = !located.certain || self.in_grace(now, waiter, &target);
+            Bound { target, kept }
+        });
+        self.health.order(located, bound, &reader)
+    }
+
+    /// Whether the answers before the last ones list the target, and may still be used (D12).
+    fn in_grace(&self, now: Instant, waiter: &Waiter, target: &Target) -> bool {
+        let before = |query: &Query| -> Found<'_> { self.names.before(query, now) };
+        let Ok((sips, protocols)) = self.spoken(waiter.asker.id) else {
+            return false;
+        };
+        match select(&waiter.uri, sips, &protocols, waiter.seed, &before) {
+            Selection::Targets(before) => before.places.iter().any(|place| place.target == *target),
+            _ => false,
+        }
     }
 
     /// The answer to [`PoolOutput::Resolve`].
@@ -106,43 +132,37 @@ impl Pool {
         query: &Query,
         result: Result<Answer, ResolveError>,
     ) {
-        let Some((key, Name::Asked(askers))) = self.names.remove_entry(query) else {
-            return;
-        };
-        let name = match &result {
-            Ok(answer) => Name::Known {
-                addresses: answer.addresses().to_vec(),
-                until: cx.now + answer.ttl.min(LONGEST_TTL),
-            },
-            Err(error) => Name::Failed {
-                error: error.clone(),
-                until: cx.now + NAME_FAILED,
-            },
-        };
-        self.names.insert(key, name);
-        for (asker, wanted) in askers {
-            let result = match &result {
-                Ok(answer) => Ok(targets(answer.addresses(), &wanted)),
-                Err(error) => Err(error.clone()),
-            };
-            self.handle(
-                cx,
-                asker.id,
-                Input::Located {
-                    op: asker.op,
-                    result,
-                },
-            );
+        for waiter in self
+            .names
+            .answered(query, cx.now, result)
+            .unwrap_or_default()
+        {
+            self.locate_on(cx, waiter);
         }
     }
-}
 
-fn targets(addresses: &[IpAddr], wanted: &Wanted) -> Vec<Target> {
-    addresses
-        .iter()
-        .map(|ip| {
-            Target::new(wanted.protocol, SocketAddr::new(*ip, wanted.port))
-                .with_host(Arc::clone(&wanted.host))
-        })
-        .collect()
+    /// What a registration found out about a target; true where those who queue for it should go elsewhere.
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        by: RegistrationId,
+        target: &Target,
+        outcome: TargetOutcome,
+    ) -> bool {
+        let Some(entry) = self.entry(by) else {
+            return false;
+        };
+        let policy = entry.machine.registration().policy();
+        let memory = (policy.dead_target_memory, policy.dead_target_memory_max);
+        let window = self.windows.get_mut(&target.address());
+        let answered_at = window.and_then(|window| window.judge(now, outcome));
+        let report = Report {
+            by,
+            now,
+            outcome,
+            memory,
+            answered_at,
+        };
+        self.health.report(target, &report)
+    }
 }

@@ -2,6 +2,58 @@
 
 use super::*;
 
+/// Requests in flight to one target (D16)
+const WINDOW: u32 = 64;
+/// The window never shrinks below this
+const LEAST_WINDOW: u32 = 4;
+/// Losses within this time are one loss: those of a burst are found out together
+const ONE_LOSS: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct Window {
+    limit: u32,
+    used: u32,
+    pub(super) queue: VecDeque<(Asker, Opening)>,
+    /// When the target last answered anybody
+    answered_at: Option<Instant>,
+    lost_at: Option<Instant>,
+}
+
+impl Window {
+    const fn new() -> Self {
+        Self {
+            limit: WINDOW,
+            used: 0,
+            queue: VecDeque::new(),
+            answered_at: None,
+            lost_at: None,
+        }
+    }
+
+    /// One more for each answer, half as many for a 503 or a loss; when the target answered before is given back.
+    pub(super) fn judge(&mut self, now: Instant, outcome: TargetOutcome) -> Option<Instant> {
+        let before = self.answered_at;
+        match outcome {
+            TargetOutcome::Answered => {
+                self.limit = (self.limit + 1).min(WINDOW);
+                self.answered_at = Some(now);
+            }
+            TargetOutcome::Unavailable { .. } => {
+                self.limit = (self.limit / 2).max(LEAST_WINDOW);
+                self.answered_at = Some(now);
+            }
+            TargetOutcome::Late | TargetOutcome::Silent { .. } => {
+                if self.lost_at.is_none_or(|at| now >= at + ONE_LOSS) {
+                    self.limit = (self.limit / 2).max(LEAST_WINDOW);
+                    self.lost_at = Some(now);
+                }
+            }
+            TargetOutcome::Unreachable => {}
+        }
+        before
+    }
+}
+
 impl Pool {
     /// How many attempts wait for a place in a target's window (D16).
     #[must_use]
@@ -11,20 +63,16 @@ impl Pool {
 
     /// Takes a place in the target's window, or a place in its queue (D16).
     pub(super) fn open_or_hold(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
-        if self.entry(asker.id).is_none() {
+        let Some(entry) = self.entry(asker.id) else {
             return;
-        }
+        };
         let address = opening.target.address();
-        let window = self.windows.entry(address).or_insert_with(|| Window {
-            limit: WINDOW,
-            used: 0,
-            queue: VecDeque::new(),
-        });
-        let place = self
-            .slots
-            .get(asker.id.index as usize)
-            .and_then(|slot| slot.entry.as_ref());
-        let holds_one = place.is_some_and(|entry| entry.window == Some(address));
+        let holds_one = entry.window == Some(address);
+        let left = self.health.asked(&opening.target, cx.now);
+        if let Some(left) = left.filter(|_| !holds_one && !entry.machine.insists()) {
+            return self.elsewhere(cx, asker, Some(left));
+        }
+        let window = self.windows.entry(address).or_insert_with(Window::new);
         if !holds_one && window.used >= window.limit {
             // One that asks again keeps its place.
             match window
@@ -63,5 +111,35 @@ impl Pool {
         {
             self.open_or_hold(cx, asker, opening);
         }
+    }
+
+    /// A target has gone down: those who queue for it do not find that out each by himself.
+    pub(super) fn disperse(&mut self, cx: &mut Out<'_>, target: &Target) {
+        let Some(window) = self.windows.get_mut(&target.address()) else {
+            return;
+        };
+        let queue = std::mem::take(&mut window.queue);
+        let left = self.health.asked(target, cx.now);
+        let goes = |(asker, opening): &(Asker, Opening)| {
+            opening.target == *target
+                && self.entry(asker.id).is_some_and(|entry| {
+                    let policy = entry.machine.registration().policy();
+                    !entry.machine.insists()
+                        && (left.is_some() || !policy.dead_target_memory.is_zero())
+                })
+        };
+        let (go, stay): (Vec<_>, Vec<_>) = queue.into_iter().partition(goes);
+        if let Some(window) = self.windows.get_mut(&target.address()) {
+            window.queue = stay.into();
+        }
+        for (asker, _) in go {
+            self.elsewhere(cx, asker, left);
+        }
+    }
+
+    fn elsewhere(&mut self, cx: &mut Out<'_>, asker: Asker, retry_after: Option<Duration>) {
+        let op = asker.op;
+        let result = Err(FlowError::TargetDown { retry_after });
+        self.handle(cx, asker.id, Input::Opened { op, result });
     }
 }

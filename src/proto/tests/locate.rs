@@ -85,7 +85,7 @@ impl Zone {
                     Some(Err(error)) => Found::Broken(error),
                 }
             };
-            match select(&uri(text), speaks, seed, &lookup) {
+            match select(&uri(text), false, speaks, seed, &lookup) {
                 // One at a time: the order of answers is nothing to rely on.
                 Selection::Need(queries) => {
                     let next = queries.last().expect("Need names at least one").clone();
@@ -184,6 +184,28 @@ fn the_example_of_rfc_3263_comes_out_as_it_says() {
 }
 
 #[test]
+fn a_route_under_a_sips_request_is_secure_too() {
+    let select = |text, speaks| select(&uri(text), true, speaks, 1, &|_| Found::Nothing);
+    for (text, address) in [
+        ("sip:192.0.2.7", "TLS 192.0.2.7:5061"),
+        ("sip:192.0.2.7:5080;transport=tcp", "TLS 192.0.2.7:5080"),
+    ] {
+        let Selection::Targets(located) = select(text, &ALL) else {
+            panic!("{text}");
+        };
+        assert_eq!(located.places[0].target.to_string(), address);
+    }
+    assert!(matches!(
+        select("sip:192.0.2.7", &ALL[..2]),
+        Selection::Failed(_)
+    ));
+    assert!(matches!(
+        select("sip:192.0.2.7;transport=udp", &ALL),
+        Selection::Failed(_)
+    ));
+}
+
+#[test]
 fn each_form_of_uri_asks_what_it_has_to_and_no_more() {
     let zone = example();
     let (a, naptr) = ("Addresses example.com", "Naptr example.com");
@@ -256,23 +278,23 @@ fn a_uri_that_no_transport_can_carry_is_told_so() {
 
 #[test]
 fn without_naptr_the_services_we_speak_are_asked_for_in_our_order() {
-    let zone = |naptr: bool| {
+    let zone = |useless: bool| {
         let zone = Zone::default()
             .srv("_sip._udp.h", vec![srv(0, 0, 5060, "u.h")])
             .srv("_sip._tcp.h", vec![srv(0, 0, 5060, "t.h")])
             .a("u.h", &["192.0.2.1"])
             .a("t.h", &["192.0.2.2"]);
-        if naptr {
+        if useless {
             // Records, but none that is of use: another service, another flag, no name.
-            let mut terminal = super::tests::naptr(1, 1, "SIP+D2U", "_sip._udp.elsewhere");
+            let mut terminal = naptr(1, 1, "SIP+D2U", "_sip._udp.elsewhere");
             terminal.flags = "u".into();
             zone.naptr(
                 "h",
                 vec![
                     terminal,
-                    super::tests::naptr(1, 1, "SIP+D2S", "_sip._sctp.h"),
-                    super::tests::naptr(1, 2, "E2U+sip", "_sip._udp.h"),
-                    super::tests::naptr(1, 3, "SIP+D2T", "."),
+                    naptr(1, 1, "SIP+D2S", "_sip._sctp.h"),
+                    naptr(1, 2, "E2U+sip", "_sip._udp.h"),
+                    naptr(1, 3, "SIP+D2T", "."),
                 ],
             )
         } else {

@@ -456,6 +456,23 @@ mod every_code {
     }
 
     #[test]
+    fn a_target_that_others_found_dead_uses_up_no_retry() {
+        let policy = Policy::default();
+        let retry_after = None;
+        let down = Failure::Flow(FlowError::TargetDown { retry_after });
+        let verdict = decide(&policy, &down, FailureClass::Temporary, None, 11);
+        let (after, jitter, counted) = (Duration::from_secs(60), 0.2, false);
+        assert_eq!(
+            verdict,
+            Verdict::Retry {
+                after,
+                jitter,
+                counted
+            }
+        );
+    }
+
+    #[test]
     fn the_table_holds_for_every_code_option_and_profile() {
         let secs = Duration::from_secs;
         let mut rows = 0;
