@@ -171,6 +171,33 @@ impl Lab {
         self.base
     }
 
+    /// The port of a TLS instance: 1 is the CA's, 2 self-signed, 3 mutual, 4 expired, 5 for another name.
+    #[cfg(feature = "tls")]
+    pub(crate) const fn tls_port(&self, instance: u16) -> u16 {
+        self.base + instance
+    }
+
+    /// A file of its certificates, such as `ca.pem`.
+    #[cfg(feature = "tls")]
+    pub(crate) fn pem(&self, name: &str) -> Vec<u8> {
+        let path = self.run.join("tls").join(name);
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Shows another certificate on the CA's instance to whoever connects from now on.
+    #[cfg(feature = "tls")]
+    pub(crate) async fn show_certificate(&self, name: &str) {
+        let path = self.run.join("reg/tls.cfg");
+        let text = std::fs::read_to_string(&path).expect("the TLS configuration");
+        // The first of each is the default server's.
+        let text = text
+            .replacen("/server.key", &format!("/{name}.key"), 1)
+            .replacen("/server.pem", &format!("/{name}.pem"), 1);
+        std::fs::write(&path, text).expect("a writable TLS configuration");
+        let answer = self.rpc(&["tls.reload"]).await;
+        assert!(!answer.starts_with("error"), "{answer}");
+    }
+
     /// What an RPC command answers.
     pub(crate) async fn rpc(&self, args: &[&str]) -> String {
         let out = tokio::process::Command::new(script("kam-rpc"))

@@ -24,4 +24,6 @@ mod rules_soak;
 mod rules_tls;
 #[cfg(feature = "tokio")]
 mod sipp;
+#[cfg(feature = "tls")]
+mod tls;
 mod torture;
