@@ -8,7 +8,10 @@
 //! ```
 
 use sip_registration::testkit::TestServer;
-use sip_registration::{Agent, Credentials, Event, Registration};
+use sip_registration::{
+    Agent, Credentials, Event, Protocol, Registration, TcpTransport, TlsConfig, TlsTransport,
+    TransportConfig, UdpTransport,
+};
 use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -22,10 +25,17 @@ struct Options {
     proxy: Option<String>,
     transport: Option<String>,
     expires: Option<u64>,
+    ca: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+    insecure: bool,
 }
 
 const USAGE: &str = "register [--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
-                     [--transport udp|tcp] [--expires SECONDS]]\n\
+                     [--transport udp|tcp|tls] [--expires SECONDS]\n         \
+                     [--ca FILE] [--cert FILE --key FILE] [--insecure]]\n\
+                     --ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
+                     what to show to a server that asks. --insecure believes anybody.\n\
                      The password is better given in the environment: SIP_PASSWORD.";
 
 #[tokio::main(flavor = "current_thread")]
@@ -72,7 +82,28 @@ async fn demonstration() -> Result<()> {
     Ok(())
 }
 
+/// Whom to believe over TLS, and what to show.
+fn tls(options: &Options) -> Result<TlsConfig> {
+    let mut tls = TlsConfig::new();
+    if let Some(file) = &options.ca {
+        tls = tls.with_roots_pem(&std::fs::read(file)?)?;
+    }
+    match (&options.cert, &options.key) {
+        (Some(cert), Some(key)) => {
+            tls = tls.with_certificate_pem(&std::fs::read(cert)?, &std::fs::read(key)?)?;
+        }
+        (None, None) => {}
+        _ => return Err(format!("--cert and --key go together\n{USAGE}").into()),
+    }
+    if options.insecure {
+        eprintln!("warning: whoever is on the path can read and forge everything");
+        tls = tls.dangerous_accept_any_certificate();
+    }
+    Ok(tls)
+}
+
 async fn real(options: Options) -> Result<()> {
+    let tls = tls(&options)?;
     let (Some(server), Some(aor)) = (options.server, options.aor) else {
         return Err(format!("--server and --aor go together\n{USAGE}").into());
     };
@@ -101,7 +132,20 @@ async fn real(options: Options) -> Result<()> {
     for warning in account.warnings() {
         eprintln!("warning: {warning}");
     }
-    let agent = Agent::builder().system_transports().build().await?;
+    // `system_transports()` is these three, with the system's roots for TLS.
+    let config = |name: &str, protocol| TransportConfig::new(name, protocol);
+    let agent = Agent::builder()
+        .transport(
+            "udp",
+            UdpTransport::bind(config("udp", Protocol::Udp)?).await?,
+        )
+        .transport("tcp", TcpTransport::new(config("tcp", Protocol::Tcp)?))
+        .transport(
+            "tls",
+            TlsTransport::new(config("tls", Protocol::Tls)?, tls)?,
+        )
+        .build()
+        .await?;
     let mut events = agent.events();
     agent.add(account).await?;
     loop {
@@ -138,6 +182,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
             "--password" => options.password = Some(value()?),
             "--proxy" => options.proxy = Some(value()?),
             "--transport" => options.transport = Some(value()?),
+            "--ca" => options.ca = Some(value()?),
+            "--cert" => options.cert = Some(value()?),
+            "--key" => options.key = Some(value()?),
+            "--insecure" => options.insecure = true,
             "--expires" => {
                 let text = value()?;
                 let seconds = text
