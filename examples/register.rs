@@ -9,9 +9,10 @@
 
 use sip_registration::testkit::TestServer;
 use sip_registration::{
-    Agent, Credentials, Event, Protocol, Registration, TcpTransport, TlsConfig, TlsTransport,
-    TransportConfig, UdpTransport,
+    Agent, Credentials, DnsResolver, Event, Protocol, Registration, TcpTransport, TlsConfig,
+    TlsTransport, TransportConfig, UdpTransport,
 };
+use std::net::SocketAddr;
 use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -29,11 +30,12 @@ struct Options {
     cert: Option<String>,
     key: Option<String>,
     insecure: bool,
+    nameserver: Option<SocketAddr>,
 }
 
 const USAGE: &str = "register [--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
                      [--transport udp|tcp|tls] [--expires SECONDS]\n         \
-                     [--ca FILE] [--cert FILE --key FILE] [--insecure]]\n\
+                     [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]]\n\
                      --ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
                      what to show to a server that asks. --insecure believes anybody.\n\
                      The password is better given in the environment: SIP_PASSWORD.";
@@ -134,7 +136,7 @@ async fn real(options: Options) -> Result<()> {
     }
     // `system_transports()` is these three, with the system's roots for TLS.
     let config = |name: &str, protocol| TransportConfig::new(name, protocol);
-    let agent = Agent::builder()
+    let builder = Agent::builder()
         .transport(
             "udp",
             UdpTransport::bind(config("udp", Protocol::Udp)?).await?,
@@ -143,9 +145,12 @@ async fn real(options: Options) -> Result<()> {
         .transport(
             "tls",
             TlsTransport::new(config("tls", Protocol::Tls)?, tls)?,
-        )
-        .build()
-        .await?;
+        );
+    let builder = match options.nameserver {
+        Some(address) => builder.resolver(DnsResolver::builder().name_server(address).build()),
+        None => builder,
+    };
+    let agent = builder.build().await?;
     let mut events = agent.events();
     agent.add(account).await?;
     loop {
@@ -192,6 +197,13 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
                     .parse()
                     .map_err(|_| format!("--expires {text:?} is not a number of seconds"))?;
                 options.expires = Some(seconds);
+            }
+            "--nameserver" => {
+                let text = value()?;
+                let address = text
+                    .parse()
+                    .map_err(|_| format!("--nameserver {text:?} is not an address and a port"))?;
+                options.nameserver = Some(address);
             }
             other => return Err(format!("unknown argument {other:?}")),
         }

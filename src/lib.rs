@@ -174,6 +174,8 @@ pub use proto::{
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;
+#[cfg(feature = "dns")]
+pub use resolve::{DnsResolver, DnsResolverBuilder};
 pub use traits::{
     Answer, Arrival, CredentialProvider, CredentialsQuery, Flow, Host, Inbound, InboundMessage,
     Match, Naptr, Query, QueryKind, Received, Records, RegisterError, Registrar, ResolveError,

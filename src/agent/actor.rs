@@ -7,8 +7,9 @@ use super::metrics::Meter;
 use crate::traits::{Arrival, Sink};
 use crate::{
     Answer, Change, CredentialProvider, Cx, Entropy, Event, Failure, Flow, FlowError, FlowId, Host,
-    InboundMessage, Input, OpId, Pool, PoolOutput, Protocol, Query, RegisterError, Registered,
-    Registration, RegistrationId, Removal, ResolveError, Resolver, Secret, Target, Transport,
+    InboundMessage, Input, OpId, Pool, PoolOutput, Protocol, Query, QueryKind, RegisterError,
+    Registered, Registration, RegistrationId, Removal, ResolveError, Resolver, Secret, Target,
+    Transport,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,8 +30,12 @@ pub(super) const ARRIVALS: usize = 1024;
 const BACKLOG: usize = 1024;
 /// When a full flow is tried again
 pub(super) const FULL_RETRY: Duration = Duration::from_millis(5);
-/// How long a resolver may take
-const RESOLVE: Duration = Duration::from_secs(15);
+/// How long a resolver may take for addresses
+///
+/// NAPTR, SRV and addresses, one after the other, take 19 s at most, and a registration waits 20 s for its targets.
+const ADDRESSES: Duration = Duration::from_secs(9);
+/// How long a resolver may take for SRV, and for NAPTR; without them there may still be addresses
+const SERVICES: Duration = Duration::from_secs(5);
 /// How long a credential provider may take
 const CREDENTIALS: Duration = Duration::from_secs(30);
 /// How long a transport may take to make a flow; beyond what any policy waits, so that a name cannot be stuck forever
@@ -553,8 +558,12 @@ impl Core {
 
     pub(super) fn resolve(&mut self, query: Query) {
         let resolver = Arc::clone(&self.resolver);
+        let limit = match query.kind {
+            QueryKind::Addresses => ADDRESSES,
+            _ => SERVICES,
+        };
         self.spawn(Question::Resolve(query.clone()), async move {
-            let asked = tokio::time::timeout(RESOLVE, resolver.resolve(&query)).await;
+            let asked = tokio::time::timeout(limit, resolver.resolve(&query)).await;
             let answer = asked.unwrap_or(Err(ResolveError::Timeout));
             Found::Resolved(answer.map(|answer| {
                 let ttl = answer.ttl.min(LONGEST);

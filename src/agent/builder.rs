@@ -7,8 +7,8 @@ use super::handle::Agent;
 use super::metrics::Meter;
 use crate::traits::FIRST_ACCEPTED;
 use crate::{
-    CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver,
-    SystemResolver, TcpTransport, Transport, TransportConfig, UdpTransport,
+    CredentialProvider, Entropy, FlowError, Host, Inbound, Pool, Protocol, Resolver, TcpTransport,
+    Transport, TransportConfig, UdpTransport,
 };
 #[cfg(feature = "tls")]
 use crate::{TlsConfig, TlsTransport};
@@ -89,7 +89,7 @@ impl AgentBuilder {
         self
     }
 
-    /// Sets who finds addresses; default [`SystemResolver`].
+    /// Sets who finds addresses; default `DnsResolver` with the feature `dns`, else [`SystemResolver`](crate::SystemResolver).
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.resolver = Some(Arc::new(resolver));
         self
@@ -179,9 +179,7 @@ impl AgentBuilder {
             checked,
             out: Vec::new(),
             transports: self.transports,
-            resolver: self
-                .resolver
-                .unwrap_or_else(|| Arc::new(SystemResolver::new())),
+            resolver: self.resolver.unwrap_or_else(default_resolver),
             credentials: self.credentials,
             host: self.host,
             flows: HashMap::new(),
@@ -236,6 +234,16 @@ impl AgentBuilder {
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "dns")]
+fn default_resolver() -> Arc<dyn Resolver> {
+    Arc::new(crate::DnsResolver::new())
+}
+
+#[cfg(not(feature = "dns"))]
+fn default_resolver() -> Arc<dyn Resolver> {
+    Arc::new(crate::SystemResolver::new())
 }
 
 impl fmt::Debug for AgentBuilder {
