@@ -29,7 +29,7 @@ async fn status_line(events: &mut Events) -> String {
 
 async fn answer(wire: &mut Wire, code: u16) {
     let request = wire.next_request().await;
-    wire.reply(&request, code).send().await;
+    wire.reply(&request, code).await;
 }
 
 #[tokio::main(flavor = "current_thread", start_paused = true)]

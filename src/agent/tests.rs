@@ -2,7 +2,7 @@
 
 use super::actor::FULL_RETRY;
 use super::events::ROOM;
-use crate::testkit::{MockRequest, MockTransport, Wire};
+use crate::testkit::{MockTransport, Reply, SentRequest, Wire};
 use crate::*;
 use crate::{Credentials, Registrar};
 use assert_matches::assert_matches;
@@ -32,11 +32,11 @@ async fn agent() -> (Agent, Wire) {
     (agent, wire)
 }
 
-async fn registered() -> (Agent, Wire, RegistrationHandle, MockRequest) {
+async fn registered() -> (Agent, Wire, RegistrationHandle, SentRequest) {
     let (agent, mut wire) = agent().await;
     let handle = agent.add(account()).await.unwrap();
     let register = wire.next_request().await;
-    wire.reply(&register, 200).send().await;
+    wire.reply(&register, 200).await;
     handle.registered().await.unwrap();
     (agent, wire, handle, register)
 }
@@ -60,10 +60,11 @@ async fn a_wrong_password_ends_the_wait_for_a_binding() {
     let answering = tokio::spawn(async move {
         loop {
             let register = wire.next_request().await;
-            wire.reply(&register, 401)
-                .header("WWW-Authenticate", REALM)
-                .send()
-                .await;
+            wire.reply(
+                &register,
+                Reply::from(401).header("WWW-Authenticate", REALM),
+            )
+            .await;
         }
     });
     assert_matches!(
@@ -99,7 +100,7 @@ async fn shutdown_tells_the_fate_of_each_binding_and_ends_the_streams() {
         (agent, fates)
     });
     let unregister = wire.next_request().await;
-    wire.reply(&unregister, 200).send().await;
+    wire.reply(&unregister, 200).await;
     let (agent, fates) = closing.await.unwrap();
     assert_eq!(fates, [(id, Removal::Removed)]);
     assert_matches!(events.next().await, Some((_, event)) if *event == Event::Unregistered(Removal::Removed));
@@ -128,7 +129,7 @@ async fn concurrent_unregisters_all_hear_of_the_one_that_is_sent_and_a_refresh_s
     let other = handle.clone();
     let answering = async {
         let unregister = wire.next_request().await;
-        wire.reply(&unregister, 200).send().await;
+        wire.reply(&unregister, 200).await;
     };
     let within = Duration::from_secs(5);
     let (one, two, ()) = tokio::join!(
@@ -141,7 +142,7 @@ async fn concurrent_unregisters_all_hear_of_the_one_that_is_sent_and_a_refresh_s
     assert!(wire.try_request().is_none());
     handle.refresh().await.unwrap();
     let register = wire.next_request().await;
-    wire.reply(&register, 200).send().await;
+    wire.reply(&register, 200).await;
     handle.registered().await.unwrap();
 }
 
@@ -344,7 +345,7 @@ async fn a_wall_clock_that_ran_ahead_ages_the_lease() {
         .unwrap();
     let handle = agent.add(account()).await.unwrap();
     let register = wire.next_request().await;
-    wire.reply(&register, 200).send().await;
+    wire.reply(&register, 200).await;
     handle.registered().await.unwrap();
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert!(wire.try_request().is_none());

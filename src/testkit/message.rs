@@ -1,10 +1,11 @@
 //! Requests as a script sees them, and the answers it gives.
 
+use super::server_wire::reason;
 use crate::{FlowId, Request, Target};
 use bytes::Bytes;
 use std::ops::Deref;
 
-/// A request that went out in a [`Sim`](super::Sim)
+/// A request that went out in a [`Sim`](super::Sim), or over a `MockTransport`
 #[derive(Debug, Clone)]
 pub struct SentRequest {
     request: Request,
@@ -56,34 +57,45 @@ impl Deref for SentRequest {
     }
 }
 
-/// An answer to be given to a request
+/// An answer to be given to a request, in a [`Sim`](super::Sim) or over a `Wire`
+///
+/// A number is one too: that code, and in a 2xx what the request asked for, which is its Contact for the time it wants.
 #[derive(Debug, Clone)]
 pub struct Reply {
     code: u16,
-    reason: String,
     headers: Vec<(String, String)>,
-    granted: Option<u32>,
+    grant: Grant,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Grant {
+    Nothing,
+    Seconds(u32),
+    /// Unless a Contact is added by hand
+    AsAsked,
+}
+
+impl From<u16> for Reply {
+    fn from(code: u16) -> Self {
+        let grant = match code {
+            200..=299 => Grant::AsAsked,
+            _ => Grant::Nothing,
+        };
+        Self {
+            grant,
+            ..Self::status(code)
+        }
+    }
 }
 
 impl Reply {
     /// A bare answer: what every response has, and nothing else.
     #[must_use]
-    pub fn status(code: u16) -> Self {
-        let reason = match code {
-            100 => "Trying",
-            200 => "OK",
-            401 => "Unauthorized",
-            403 => "Forbidden",
-            407 => "Proxy Authentication Required",
-            423 => "Interval Too Brief",
-            503 => "Service Unavailable",
-            _ => "Scripted",
-        };
+    pub const fn status(code: u16) -> Self {
         Self {
             code,
-            reason: reason.to_owned(),
             headers: Vec::new(),
-            granted: None,
+            grant: Grant::Nothing,
         }
     }
 
@@ -91,7 +103,7 @@ impl Reply {
     #[must_use]
     pub fn granted(seconds: u32) -> Self {
         Self {
-            granted: Some(seconds),
+            grant: Grant::Seconds(seconds),
             ..Self::status(200)
         }
     }
@@ -113,27 +125,19 @@ impl Reply {
     /// The response to `request` as bytes.
     #[must_use]
     pub fn to(&self, request: &Request) -> Bytes {
-        let mut text = format!("SIP/2.0 {} {}\r\n", self.code, self.reason);
-        for (name, long) in [
-            ("Via", true),
-            ("From", false),
-            ("To", false),
-            ("Call-ID", false),
-            ("CSeq", false),
-        ] {
-            for value in request
-                .headers(name)
-                .take(if long { usize::MAX } else { 1 })
-            {
-                let tag = if name == "To" && self.code > 100 && !value.contains(";tag=") {
-                    ";tag=reply"
-                } else {
-                    ""
-                };
-                text.push_str(&format!("{name}: {value}{tag}\r\n"));
-            }
+        let mut text = format!("SIP/2.0 {} {}\r\n", self.code, reason(self.code));
+        for value in request.headers("Via") {
+            text.push_str(&format!("Via: {value}\r\n"));
         }
-        if let (Some(granted), Some(contact)) = (self.granted, request.header("Contact")) {
+        for name in ["From", "To", "Call-ID", "CSeq"] {
+            let Some(value) = request.header(name) else {
+                continue;
+            };
+            let untagged = name == "To" && self.code > 100 && !value.contains(";tag=");
+            let tag = if untagged { ";tag=reply" } else { "" };
+            text.push_str(&format!("{name}: {value}{tag}\r\n"));
+        }
+        if let (Some(granted), Some(contact)) = (self.seconds(request), request.header("Contact")) {
             text.push_str(&format!("Contact: {contact};expires={granted}\r\n"));
         }
         for (name, value) in &self.headers {
@@ -141,5 +145,18 @@ impl Reply {
         }
         text.push_str("Content-Length: 0\r\n\r\n");
         text.into()
+    }
+
+    fn seconds(&self, request: &Request) -> Option<u32> {
+        let scripted = |(name, _): &(String, String)| name.eq_ignore_ascii_case("Contact");
+        match self.grant {
+            Grant::Nothing => None,
+            Grant::Seconds(seconds) => Some(seconds),
+            Grant::AsAsked if self.headers.iter().any(scripted) => None,
+            // An un-REGISTER leaves no binding to list.
+            Grant::AsAsked => request
+                .delta_seconds("Expires")
+                .filter(|seconds| *seconds > 0),
+        }
     }
 }

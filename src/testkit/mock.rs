@@ -1,15 +1,14 @@
 //! A transport without a network: the test is the network.
 
-use super::Reply;
+use super::{Reply, SentRequest};
 use crate::{
-    Flow, FlowError, FlowId, FlowInfo, Inbound, Message, Protocol, Received, Request, Response,
-    Target, Transport,
+    Flow, FlowError, FlowId, FlowInfo, Inbound, Message, Protocol, Received, Response, Target,
+    Transport,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -27,7 +26,7 @@ pub struct MockTransport {
 /// Works with tokio's paused time.
 #[derive(Debug)]
 pub struct Wire {
-    requests: mpsc::UnboundedReceiver<MockRequest>,
+    requests: mpsc::UnboundedReceiver<SentRequest>,
     responses: mpsc::UnboundedReceiver<Response>,
     shared: Arc<Shared>,
 }
@@ -35,7 +34,7 @@ pub struct Wire {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    requests: mpsc::UnboundedSender<MockRequest>,
+    requests: mpsc::UnboundedSender<SentRequest>,
     responses: mpsc::UnboundedSender<Response>,
 }
 
@@ -146,11 +145,7 @@ impl Flow for MockFlow {
         // Where nobody looks any more, it is lost on the wire.
         match Message::parse(message) {
             Ok(Message::Request(request)) => {
-                let sent = MockRequest {
-                    request,
-                    flow: self.id,
-                    target: self.target.clone(),
-                };
+                let sent = SentRequest::new(request, self.id, self.target.clone());
                 let _ = self.shared.requests.send(sent);
             }
             Ok(Message::Response(response)) => drop(self.shared.responses.send(response)),
@@ -166,7 +161,7 @@ impl Flow for MockFlow {
 
 impl Wire {
     /// Waits for the next request; for ever where none comes, so put a timeout around it where that is the question.
-    pub async fn next_request(&mut self) -> MockRequest {
+    pub async fn next_request(&mut self) -> SentRequest {
         // This end keeps the channel open itself.
         match self.requests.recv().await {
             Some(request) => request,
@@ -175,7 +170,7 @@ impl Wire {
     }
 
     /// The next request, where one was sent already.
-    pub fn try_request(&mut self) -> Option<MockRequest> {
+    pub fn try_request(&mut self) -> Option<SentRequest> {
         self.requests.try_recv().ok()
     }
 
@@ -187,22 +182,15 @@ impl Wire {
         }
     }
 
-    /// A response to a request; a 2xx to a REGISTER grants what was asked for, with the Contact that was sent.
-    #[must_use = "nothing is sent before `send`"]
-    pub fn reply<'a>(&'a self, to: &'a MockRequest, code: u16) -> ReplyBuilder<'a> {
-        ReplyBuilder {
-            wire: self,
-            to,
-            code,
-            bare: false,
-            headers: Vec::new(),
-        }
+    /// Answers a request from where it went.
+    pub async fn reply(&self, to: &SentRequest, reply: impl Into<Reply>) {
+        self.push(to, reply.into().to(to)).await;
     }
 
     /// A message from where `like` went, on the same flow.
-    pub async fn push(&self, like: &MockRequest, message: impl Into<Bytes>) {
+    pub async fn push(&self, like: &SentRequest, message: impl Into<Bytes>) {
         self.shared
-            .receive(Received::new(like.target.address(), message.into()).with_flow(like.flow))
+            .receive(Received::new(like.target().address(), message.into()).with_flow(like.flow()))
             .await;
     }
 
@@ -248,98 +236,5 @@ impl Wire {
     /// The next message finds the send queue full; called twice, the next two do.
     pub fn full_next_send(&self) {
         self.shared.state().full += 1;
-    }
-}
-
-/// A request that went out over a [`MockTransport`]
-#[derive(Debug, Clone)]
-pub struct MockRequest {
-    request: Request,
-    flow: FlowId,
-    target: Target,
-}
-
-impl MockRequest {
-    /// The flow it went out on.
-    #[must_use]
-    pub const fn flow(&self) -> FlowId {
-        self.flow
-    }
-
-    /// Where it went.
-    #[must_use]
-    pub const fn target(&self) -> &Target {
-        &self.target
-    }
-
-    /// The whole text.
-    #[must_use]
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(self.request.bytes()).into_owned()
-    }
-}
-
-impl Deref for MockRequest {
-    type Target = Request;
-    fn deref(&self) -> &Request {
-        &self.request
-    }
-}
-
-/// A response in the making; nothing is sent before [`send`](Self::send)
-#[derive(Debug)]
-#[must_use = "nothing is sent before `send`"]
-pub struct ReplyBuilder<'a> {
-    wire: &'a Wire,
-    to: &'a MockRequest,
-    code: u16,
-    bare: bool,
-    headers: Vec<(String, String)>,
-}
-
-impl ReplyBuilder<'_> {
-    /// Adds a header field.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Adds nothing that was not asked for: a 2xx without Contact.
-    pub const fn bare(mut self) -> Self {
-        self.bare = true;
-        self
-    }
-
-    /// Sends it from where the request went.
-    pub async fn send(self) {
-        let scripted = |name: &str| {
-            self.headers
-                .iter()
-                .any(|(known, _)| known.eq_ignore_ascii_case(name))
-        };
-        let mut reply = Reply::status(self.code);
-        let grants = (200..300).contains(&self.code) && !self.bare && !scripted("Contact");
-        let expires = self.to.request.delta_seconds("Expires");
-        let expires = expires.or_else(|| {
-            self.to
-                .request
-                .contacts()
-                .next()?
-                .param("expires")?
-                .token()?
-                .parse()
-                .ok()
-        });
-        // An un-REGISTER leaves no binding to list.
-        if let (true, Some(seconds @ 1..)) = (grants, expires) {
-            for contact in self.to.request.contacts() {
-                reply = reply.header("Contact", &format!("<{}>;expires={seconds}", contact.uri()));
-            }
-        }
-        for (name, value) in &self.headers {
-            reply = reply.header(name, value);
-        }
-        let message = reply.to(&self.to.request);
-        self.wire.push(self.to, message).await;
     }
 }

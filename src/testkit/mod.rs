@@ -11,7 +11,7 @@ mod sim;
 
 pub use message::{Reply, SentRequest};
 #[cfg(feature = "tokio")]
-pub use mock::*;
+pub use mock::{MockTransport, Wire};
 pub use server::{Fault, LoggedRequest, ServerAlgorithm, ServerBinding, ServerReply, TestServer};
 #[cfg(feature = "tokio")]
 pub use server_net::RunningServer;

@@ -417,7 +417,7 @@ pub(super) fn respond(
 }
 
 /// The reason phrase of a status code (RFC 3261 §21).
-const fn reason(code: u16) -> &'static str {
+pub(super) const fn reason(code: u16) -> &'static str {
     match code {
         100 => "Trying",
         200 => "OK",

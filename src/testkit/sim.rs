@@ -287,8 +287,8 @@ impl Sim {
     }
 
     /// Answers a request from where it went.
-    pub fn reply(&mut self, to: &SentRequest, reply: Reply) {
-        let message = reply.to(to);
+    pub fn reply(&mut self, to: &SentRequest, reply: impl Into<Reply>) {
+        let message = reply.into().to(to);
         self.push(to, message);
     }
 

@@ -1,6 +1,6 @@
 //! What an operator sees: the trace, without secrets, and the metrics
 
-use sip_registration::testkit::MockTransport;
+use sip_registration::testkit::{MockTransport, Reply};
 use sip_registration::{Agent, Credentials, FlowError, Registration};
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -81,10 +81,11 @@ async fn a_full_trace_shows_each_registration_and_no_secret() {
                 .header("Authorization")
                 .map(|value| value.into_owned()),
         );
-        wire.reply(&request, code)
-            .header("WWW-Authenticate", &challenge)
-            .send()
-            .await;
+        wire.reply(
+            &request,
+            Reply::from(code).header("WWW-Authenticate", &challenge),
+        )
+        .await;
         tokio::task::yield_now().await;
         if code == 200 {
             handle.registered().await.expect("registered");
@@ -102,10 +103,11 @@ async fn a_full_trace_shows_each_registration_and_no_secret() {
                 .map(|value| value.into_owned()),
         );
         let fresh = challenge.replace(NONCE, &format!("{NONCE}-2"));
-        wire.reply(&request, 401)
-            .header("WWW-Authenticate", &fresh)
-            .send()
-            .await;
+        wire.reply(
+            &request,
+            Reply::from(401).header("WWW-Authenticate", &fresh),
+        )
+        .await;
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     let id = handle.id().to_string();
@@ -188,7 +190,7 @@ mod metrics {
             .expect("a registration");
         for code in [200, 500, 200] {
             let request = wire.next_request().await;
-            wire.reply(&request, code).send().await;
+            wire.reply(&request, code).await;
             if code == 200 {
                 handle.registered().await.expect("registered");
                 handle.refresh().await.expect("it is there");
