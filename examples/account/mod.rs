@@ -1,0 +1,147 @@
+//! The command line that `register` and `softphone` share: one account, and how it is reached.
+
+use sip_registration::{
+    Agent, AgentBuilder, Credentials, DnsResolver, Events, Protocol, Registration,
+    RegistrationBuilder, TcpTransport, TlsConfig, TlsTransport, TransportConfig, UdpTransport,
+};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Of which example the flags are beside these
+pub(crate) const USAGE: &str = "--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
+     [--transport udp|tcp|tls] [--expires SECONDS]\n         \
+     [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]\n\
+     --ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
+     what to show to a server that asks. --insecure believes anybody.\n\
+     The password is better given in the environment: SIP_PASSWORD.";
+
+#[derive(Default)]
+pub(crate) struct Options {
+    pub(crate) server: Option<String>,
+    pub(crate) aor: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) proxy: Option<String>,
+    pub(crate) transport: Option<String>,
+    pub(crate) expires: Option<u64>,
+    pub(crate) ca: Option<String>,
+    pub(crate) cert: Option<String>,
+    pub(crate) key: Option<String>,
+    pub(crate) insecure: bool,
+    pub(crate) nameserver: Option<SocketAddr>,
+}
+
+impl Options {
+    /// Takes a flag, and its value where it has one; false where it is none of these.
+    pub(crate) fn take(
+        &mut self,
+        flag: &str,
+        args: &mut impl Iterator<Item = String>,
+    ) -> std::result::Result<bool, String> {
+        let mut value = || args.next().ok_or_else(|| format!("{flag} needs a value"));
+        match flag {
+            "--server" => self.server = Some(value()?),
+            "--aor" => self.aor = Some(value()?),
+            "--user" => self.user = Some(value()?),
+            "--password" => self.password = Some(value()?),
+            "--proxy" => self.proxy = Some(value()?),
+            "--transport" => self.transport = Some(value()?),
+            "--ca" => self.ca = Some(value()?),
+            "--cert" => self.cert = Some(value()?),
+            "--key" => self.key = Some(value()?),
+            "--insecure" => self.insecure = true,
+            "--expires" => self.expires = Some(number(flag, &value()?)?),
+            "--nameserver" => {
+                let text = value()?;
+                let address = text
+                    .parse()
+                    .map_err(|_| format!("{flag} {text:?} is not an address and a port"))?;
+                self.nameserver = Some(address);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The account, but for what an example adds.
+    pub(crate) fn account(&self) -> Result<RegistrationBuilder> {
+        let (Some(server), Some(aor)) = (&self.server, &self.aor) else {
+            return Err("--server and --aor go together".into());
+        };
+        let password = self.password.clone();
+        let password = password.or_else(|| std::env::var("SIP_PASSWORD").ok());
+        let user = self.user.clone().unwrap_or_else(|| {
+            let user = aor.split_once(':').map_or(aor.as_str(), |(_, rest)| rest);
+            user.split('@').next().unwrap_or(user).to_owned()
+        });
+        let server = match &self.transport {
+            Some(transport) => format!("{server};transport={transport}"),
+            None => server.clone(),
+        };
+        let mut builder = Registration::builder(server, aor.as_str())
+            .contact_user(user.as_str())
+            .max_random_initial_delay(Duration::ZERO)
+            .expiration(Duration::from_secs(self.expires.unwrap_or(3600)));
+        if let Some(password) = password {
+            builder = builder.outbound_auth(Credentials::password(user, password));
+        }
+        if let Some(proxy) = &self.proxy {
+            builder = builder.outbound_proxy(proxy.as_str());
+        }
+        Ok(builder)
+    }
+
+    /// An agent with the transports that the flags ask for; `system_transports()` is the same with the system's roots.
+    pub(crate) async fn agent(&self) -> Result<AgentBuilder> {
+        let config = |name: &str, protocol| TransportConfig::new(name, protocol);
+        let udp = UdpTransport::bind(config("udp", Protocol::Udp)?).await?;
+        let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
+        let tls = TlsTransport::new(config("tls", Protocol::Tls)?, self.tls()?)?;
+        let builder = Agent::builder()
+            .transport("udp", udp)
+            .transport("tcp", tcp)
+            .transport("tls", tls);
+        Ok(match self.nameserver {
+            Some(address) => builder.resolver(DnsResolver::builder().name_server(address).build()),
+            None => builder,
+        })
+    }
+
+    /// Whom to believe over TLS, and what to show.
+    fn tls(&self) -> Result<TlsConfig> {
+        let mut tls = TlsConfig::new();
+        if let Some(file) = &self.ca {
+            tls = tls.with_roots_pem(&std::fs::read(file)?)?;
+        }
+        match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                tls = tls.with_certificate_pem(&std::fs::read(cert)?, &std::fs::read(key)?)?;
+            }
+            (None, None) => {}
+            _ => return Err("--cert and --key go together".into()),
+        }
+        if self.insecure {
+            eprintln!("warning: whoever is on the path can read and forge everything");
+            tls = tls.dangerous_accept_any_certificate();
+        }
+        Ok(tls)
+    }
+}
+
+pub(crate) fn number(flag: &str, text: &str) -> std::result::Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("{flag} {text:?} is not a number"))
+}
+
+/// Un-registers, and says what became of each binding.
+pub(crate) async fn farewell(agent: &Agent, events: &mut Events) {
+    let fates = agent.shutdown(Duration::from_secs(5)).await;
+    while let Some((id, event)) = events.next().await {
+        println!("{id} {event}");
+    }
+    for (id, fate) in fates {
+        println!("{id} binding {fate}");
+    }
+}
