@@ -21,6 +21,9 @@ pub struct TransportConfig {
     protocol: Protocol,
     bind: SocketAddr,
     listen: bool,
+    interface: Option<Arc<str>>,
+    tos: Option<u8>,
+    cos: Option<u8>,
     external_signaling_address: Option<Arc<str>>,
     external_signaling_port: Option<u16>,
     local_net: Vec<Net>,
@@ -41,6 +44,9 @@ impl TransportConfig {
             protocol,
             bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
             listen: false,
+            interface: None,
+            tos: None,
+            cos: None,
             external_signaling_address: None,
             external_signaling_port: None,
             local_net: Vec::new(),
@@ -48,6 +54,8 @@ impl TransportConfig {
     }
 
     /// Sets the local address and port; default `0.0.0.0:0`, any address and a free port (pjsip.conf `bind`).
+    ///
+    /// A scope of an IPv6 address (`[fe80::1%3]:5060`) is the scope of link-local targets too.
     #[must_use]
     pub const fn with_bind(mut self, bind: SocketAddr) -> Self {
         self.bind = bind;
@@ -59,6 +67,51 @@ impl TransportConfig {
     pub const fn with_listen(mut self, listen: bool) -> Self {
         self.listen = listen;
         self
+    }
+
+    /// Sets the network interface that everything goes out on and comes in by, as `eth0`; default none: the system's
+    /// routes decide. Linux and Android only (SO_BINDTODEVICE); elsewhere, and where there is no such interface, the
+    /// transport fails with [`FlowError::Setting`](crate::FlowError::Setting). pjsip.conf has no such option.
+    ///
+    /// # Errors
+    /// A name that is empty, longer than 15 bytes, or has a slash, a space or a control character.
+    pub fn with_interface(mut self, name: &str) -> Result<Self, TransportConfigError> {
+        let good = (1..=LONGEST_INTERFACE).contains(&name.len())
+            && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        if !good {
+            return Err(TransportConfigError::Interface { value: name.into() });
+        }
+        self.interface = Some(name.into());
+        Ok(self)
+    }
+
+    /// Sets the type-of-service byte of what is sent, IPv6's traffic class alike (RFC 2474); default none: the
+    /// system's, 0 (pjsip.conf `tos`).
+    ///
+    /// As there: a code point by its name, as `cs3`, `af31` or `ef`, or the whole byte as a number, as `96` or `0x60`.
+    /// Signalling is often given `cs3`, or `cs5` (RFC 4594 §3.2).
+    ///
+    /// # Errors
+    /// A text that is neither.
+    pub fn with_tos(mut self, tos: &str) -> Result<Self, TransportConfigError> {
+        let byte =
+            type_of_service(tos).ok_or_else(|| TransportConfigError::Tos { value: tos.into() })?;
+        self.tos = Some(byte);
+        Ok(self)
+    }
+
+    /// Sets the priority of what is sent, 0 to 7, which a VLAN carries as its class of service (SO_PRIORITY); default
+    /// none: what the system makes of [`with_tos`](Self::with_tos) (pjsip.conf `cos`). Linux and Android only; 7 needs
+    /// a privilege (CAP_NET_ADMIN).
+    ///
+    /// # Errors
+    /// A number above 7.
+    pub fn with_cos(mut self, cos: u8) -> Result<Self, TransportConfigError> {
+        if cos > 7 {
+            return Err(TransportConfigError::Cos { value: cos });
+        }
+        self.cos = Some(cos);
+        Ok(self)
     }
 
     /// Sets the host for Contact and Via towards the outside: a name, an IPv4 or an IPv6 address; default none
@@ -125,6 +178,24 @@ impl TransportConfig {
         self.listen
     }
 
+    /// The network interface.
+    #[must_use]
+    pub fn interface(&self) -> Option<&str> {
+        self.interface.as_deref()
+    }
+
+    /// The type-of-service byte.
+    #[must_use]
+    pub const fn tos(&self) -> Option<u8> {
+        self.tos
+    }
+
+    /// The priority.
+    #[must_use]
+    pub const fn cos(&self) -> Option<u8> {
+        self.cos
+    }
+
     /// The host for Contact and Via, an IPv6 address in brackets.
     #[must_use]
     pub fn external_signaling_address(&self) -> Option<&str> {
@@ -170,6 +241,24 @@ pub enum TransportConfigError {
         /// The name.
         value: Arc<str>,
     },
+    /// No interface can have this name.
+    #[error("interface {value:?} is no name of an interface")]
+    Interface {
+        /// The name.
+        value: String,
+    },
+    /// The type of service is neither the name of a code point nor a byte.
+    #[error("tos {value:?} is no code point (cs0-cs7, af11-af43, ef) and no number from 0 to 255")]
+    Tos {
+        /// The text.
+        value: String,
+    },
+    /// The priority is above 7.
+    #[error("cos {value} is above 7")]
+    Cos {
+        /// The priority.
+        value: u8,
+    },
     /// The external address is no host.
     #[error("external_signaling_address {value:?} is no host name or address")]
     ExternalAddress {
@@ -185,6 +274,36 @@ pub enum TransportConfigError {
         /// The network.
         value: String,
     },
+}
+
+/// The longest name of an interface that Linux has (IFNAMSIZ, with its final NUL)
+const LONGEST_INTERFACE: usize = 15;
+
+/// The byte for a code point's name (RFC 2474 §4.2.2, RFC 2597, RFC 3246) or for a number, in decimal or as `0x60`
+fn type_of_service(text: &str) -> Option<u8> {
+    let text = text.trim().to_ascii_lowercase();
+    let digit = |digit: u8, from: u8, to: u8| {
+        (from..=to)
+            .contains(&digit.wrapping_sub(b'0'))
+            .then(|| digit - b'0')
+    };
+    let code_point = match text.as_bytes() {
+        b"ef" => Some(46),
+        [b'c', b's', class] => digit(*class, 0, 7).map(|class| class * 8),
+        [b'a', b'f', class, drop] => Some(digit(*class, 1, 4)? * 8 + digit(*drop, 1, 3)? * 2),
+        _ => None,
+    };
+    if let Some(code_point) = code_point {
+        return Some(code_point << 2);
+    }
+    match text.strip_prefix("0x") {
+        Some(hex) if hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            u8::from_str_radix(hex, 16).ok()
+        }
+        Some(_) => None,
+        None if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+        None => None,
+    }
 }
 
 /// A network: an address and how many of its first bits count.
@@ -270,6 +389,52 @@ mod tests {
                 config.advertised(local, remote.parse().unwrap()).as_deref(),
                 advertised,
                 "{remote}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_type_of_service_is_a_name_or_a_byte() {
+        for (text, byte) in [
+            ("cs0", 0),
+            ("cs3", 0x60),
+            ("CS7", 0xe0),
+            ("af11", 0x28),
+            ("af43", 0x98),
+            ("ef", 0xb8),
+            ("184", 184),
+            ("0xB8", 0xb8),
+            ("0", 0),
+            ("255", 255),
+        ] {
+            assert_eq!(config().with_tos(text).unwrap().tos(), Some(byte), "{text}");
+        }
+        for text in [
+            "", "cs8", "af10", "af51", "af14", "256", "-1", "+1", "0x", "0x100", "0x+1", "best",
+        ] {
+            assert_matches!(
+                config().with_tos(text),
+                Err(TransportConfigError::Tos { .. }),
+                "{text}"
+            );
+        }
+        assert_eq!(config().tos(), None);
+    }
+
+    #[test]
+    fn priorities_and_interfaces_are_checked() {
+        assert_eq!(config().with_cos(7).unwrap().cos(), Some(7));
+        assert_matches!(
+            config().with_cos(8),
+            Err(TransportConfigError::Cos { value: 8 })
+        );
+        let named = config().with_interface("eth0.100").unwrap();
+        assert_eq!(named.interface(), Some("eth0.100"));
+        for name in ["", "a name", "a/b", "a\0", "sixteen-letters!"] {
+            assert_matches!(
+                config().with_interface(name),
+                Err(TransportConfigError::Interface { .. }),
+                "{name}"
             );
         }
     }

@@ -283,6 +283,19 @@ pub enum FlowError {
         /// For how much longer it asked to be left alone
         retry_after: Option<Duration>,
     },
+    /// The system does not take an option of the transport: an address that is not ours or is taken, an interface that
+    /// is not there, a priority that needs a privilege.
+    #[error("transport option {option} = {value}: {message}")]
+    Setting {
+        /// The option, as [`TransportConfig`](crate::TransportConfig) names it
+        option: &'static str,
+        /// Its value
+        value: Arc<str>,
+        /// The kind of the system's error, as std names it
+        kind: std::io::ErrorKind,
+        /// The system's text
+        message: Arc<str>,
+    },
     /// The operating system's word.
     #[error("{kind}: {message}")]
     Io {
@@ -307,6 +320,7 @@ impl FlowError {
             | Self::NotSip(_)
             | Self::Io { .. } => true,
             Self::Full
+            | Self::Setting { .. }
             | Self::NoTransport(_)
             | Self::UnknownTransport(_)
             | Self::TargetDown { .. }

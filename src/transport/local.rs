@@ -3,7 +3,7 @@
 use crate::proto::host_port;
 use crate::{FlowError, FlowInfo, TransportConfig};
 use std::io::{Error, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The addresses of a flow. `reached_at` is where a peer reaches us: the local address, with a listener's port if there
 /// is one; the configuration may put an external address in its place.
@@ -22,28 +22,6 @@ pub(super) fn flow_info(
     } else {
         info.with_sent_by(said.as_str()).with_contact(said)
     }
-}
-
-/// The local address from which `remote` is reached, by the system's routes; its port is the caller's to set.
-///
-/// Connecting a UDP socket sends nothing: it only makes the system choose.
-pub(super) fn source_of(bind: IpAddr, remote: SocketAddr) -> Result<SocketAddr, FlowError> {
-    let from = if bind.is_unspecified() || bind.is_ipv4() != remote.is_ipv4() {
-        any(remote)
-    } else {
-        bind
-    };
-    let probe = UdpSocket::bind(SocketAddr::new(from, 0))?;
-    probe.connect(remote)?;
-    let local = probe.local_addr()?;
-    if local.ip().is_unspecified() {
-        return Err(Error::new(
-            ErrorKind::NetworkUnreachable,
-            "no local address reaches the remote",
-        )
-        .into());
-    }
-    Ok(local)
 }
 
 /// The unspecified address of the family of `remote`.
@@ -66,6 +44,17 @@ pub(super) fn reachable(bind: IpAddr, remote: SocketAddr) -> Result<(), FlowErro
     .into())
 }
 
+/// A link-local remote without a scope is in that of the address that the transport is bound to.
+pub(super) fn in_scope(bind: SocketAddr, mut remote: SocketAddr) -> SocketAddr {
+    if let (SocketAddr::V6(bind), SocketAddr::V6(remote)) = (bind, &mut remote)
+        && remote.ip().is_unicast_link_local()
+        && remote.scope_id() == 0
+    {
+        remote.set_scope_id(bind.scope_id());
+    }
+    remote
+}
+
 /// What `start` says to a second caller: one transport serves one agent.
 pub(super) fn started_twice() -> FlowError {
     Error::new(
@@ -85,12 +74,6 @@ mod tests {
     }
 
     #[test]
-    fn the_source_is_the_address_that_reaches_the_remote() {
-        let local = source_of(any(address("127.0.0.1:0")), address("127.0.0.1:5060")).unwrap();
-        assert_eq!(local.ip(), address("127.0.0.1:0").ip());
-    }
-
-    #[test]
     fn an_external_address_overrides_via_and_contact() {
         let (local, remote) = (address("10.0.0.1:5062"), address("192.0.2.1:5060"));
         let external = TransportConfig::new("t", Protocol::Udp).unwrap();
@@ -103,6 +86,43 @@ mod tests {
             ("[2001:db8::1]:5062", "[2001:db8::1]:5062")
         );
         assert_eq!(info.local(), local);
+    }
+
+    #[test]
+    fn the_external_address_is_for_the_outside_and_each_target_is_looked_at() {
+        let config = TransportConfig::new("t", Protocol::Udp).unwrap();
+        let config = config
+            .with_external_signaling_address("pbx.example.com")
+            .and_then(|c| c.with_external_signaling_port(5070))
+            .and_then(|c| c.with_local_net("10.0.0.0/8"))
+            .unwrap();
+        let local = address("10.0.0.1:5062");
+        for (remote, said) in [
+            ("192.0.2.1:5060", "pbx.example.com:5070"),
+            ("10.9.9.9:5060", "10.0.0.1:5062"),
+        ] {
+            let info = flow_info(&config, local, local, address(remote));
+            assert_eq!((&*info.sent_by(), &*info.contact()), (said, said));
+        }
+    }
+
+    #[test]
+    fn link_local_targets_are_in_the_scope_of_our_address() {
+        let bind = address("[fe80::1%3]:5060");
+        assert_eq!(
+            in_scope(bind, address("[fe80::2]:5060")),
+            address("[fe80::2%3]:5060")
+        );
+        for other in ["[fe80::2%7]:5060", "[2001:db8::2]:5060", "192.0.2.1:5060"] {
+            assert_eq!(in_scope(bind, address(other)), address(other));
+        }
+        let local = address("[fe80::1%3]:5062");
+        let config = TransportConfig::new("t", Protocol::Udp).unwrap();
+        let info = flow_info(&config, local, local, address("[fe80::2%3]:5060"));
+        assert_eq!(
+            (&*info.sent_by(), &*info.contact()),
+            ("[fe80::1]:5062", "[fe80::1]:5062")
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The built-in transports: UDP, TCP and TLS over tokio's sockets.
 
+mod icmp;
 mod local;
+mod socket;
 mod stream;
 mod tcp;
 #[cfg(feature = "tls")]

@@ -3,7 +3,7 @@
 //! A connection is anything that reads and writes bytes in order: TCP itself, or TLS inside of it. Its reader frames
 //! what the peer sends and hands it over, its writer sends what is queued; both end with the flow's last handle.
 
-use super::local::{flow_info, reachable};
+use super::local::{flow_info, in_scope, reachable};
 use crate::{Flow, FlowError, FlowId, FlowInfo, Frame, Framer, Inbound, Received, TransportConfig};
 use bytes::Bytes;
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -28,16 +28,10 @@ pub(super) async fn dial(
     remote: SocketAddr,
 ) -> Result<TcpStream, FlowError> {
     reachable(config.bind().ip(), remote)?;
-    let socket = if remote.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    if !config.bind().ip().is_unspecified() {
-        // The port stays the system's choice: the configured one is the listener's.
-        socket.bind(SocketAddr::new(config.bind().ip(), 0))?;
-    }
-    let stream = socket.connect(remote).await?;
+    let remote = in_scope(config.bind(), remote);
+    let stream = super::socket::stream(config, remote)?
+        .connect(remote)
+        .await?;
     if stream.local_addr()? == remote {
         // Nobody listens on a port of the ephemeral range, and the system connected the socket to itself.
         return Err(FlowError::Refused);
@@ -94,10 +88,10 @@ impl Listening {
     /// Binds, and gives every connection that a peer opens to `take`, with the peer's address and the place it holds
     /// among at most [`MOST_ACCEPTED`].
     pub(super) async fn start(
-        bind: SocketAddr,
+        config: &TransportConfig,
         take: impl Fn(TcpStream, SocketAddr, SocketAddr, OwnedSemaphorePermit) + Send + 'static,
     ) -> Result<Self, FlowError> {
-        let listener = TcpListener::bind(bind).await?;
+        let listener = super::socket::listener(config)?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(MOST_ACCEPTED));

@@ -74,8 +74,9 @@ impl Transport for TcpTransport {
                 };
                 connection.start(from_peer, to_peer);
             };
-            Some(Listening::start(self.config.bind(), take).await?)
+            Some(Listening::start(&self.config, take).await?)
         } else {
+            super::socket::check(&self.config)?;
             None
         };
         self.started

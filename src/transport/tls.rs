@@ -164,8 +164,9 @@ impl Transport for TlsTransport {
                 let accept = Arc::clone(&accept);
                 tokio::spawn(async move { accept.take(stream, remote, listener, permit).await });
             };
-            Some(Listening::start(self.config.bind(), take).await?)
+            Some(Listening::start(&self.config, take).await?)
         } else {
+            super::socket::check(&self.config)?;
             None
         };
         self.started

@@ -5,8 +5,9 @@ use super::*;
 impl Pool {
     /// Hands over a message from the network; what is not ours comes back as [`PoolOutput::Message`].
     pub fn received(&mut self, cx: &mut Out<'_>, received: Received) {
-        // The answer to a keep-alive (RFC 5626 §4.4.1) is no message.
-        if *received.message == *b"\r\n" {
+        // A keep-alive or the answer to one, CRLF or STUN (RFC 5626 §4.4, RFC 5389 §6), is no message.
+        let first = received.message.first();
+        if first.is_none_or(|first| first & 0xc0 == 0) {
             return;
         }
         if !self.accepts(&received.message) {
