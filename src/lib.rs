@@ -142,6 +142,8 @@
 mod agent;
 mod config;
 mod error;
+#[cfg(feature = "pjsip-conf")]
+pub mod pjsip_conf;
 mod proto;
 #[cfg(feature = "tokio")]
 mod resolve;

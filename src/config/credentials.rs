@@ -20,6 +20,8 @@ struct Inner {
     secret: Option<Secret>,
     /// Empty: no restriction.
     algorithms: Vec<Algorithm>,
+    /// Whether hashes without a realm are meant.
+    hash_for_any_realm: bool,
 }
 
 impl Credentials {
@@ -54,6 +56,12 @@ impl Credentials {
         Self::new(username.into(), None, None)
     }
 
+    /// A username with a password, hashes, or both (RFC 7616 §3.4.2).
+    #[must_use]
+    pub fn with_secret(username: impl Into<String>, secret: Secret) -> Self {
+        Self::new(username.into(), None, Some(secret))
+    }
+
     /// Adds the stored hash for one more algorithm (RFC 7616 §3.4.2); it is preferred to the password.
     ///
     /// # Errors
@@ -83,6 +91,16 @@ impl Credentials {
         self
     }
 
+    /// Lets stored hashes answer any realm, though each is right for one only (RFC 7616 §3.4.2)
+    ///
+    /// For `md5_cred` or `password_digest` in pjsip.conf without `realm`, where the realm is known to nobody but the one
+    /// who made the hash. A realm that is [bound](Self::realm) stays so.
+    #[must_use]
+    pub fn hash_for_any_realm(mut self) -> Self {
+        Arc::make_mut(&mut self.0).hash_for_any_realm = true;
+        self
+    }
+
     /// Restricts the algorithms this credential may be used with (RFC 8760 §2.4); an empty list lifts the restriction
     ///
     /// `supported_algorithms_uac` in pjsip.conf.
@@ -102,6 +120,7 @@ impl Credentials {
             realm,
             secret,
             algorithms,
+            hash_for_any_realm,
         } = &*self.0;
         if username.is_empty() {
             return Err(CredentialsError::NoUsername);
@@ -116,7 +135,7 @@ impl Credentials {
             return Err(CredentialsError::ControlInRealm(realm.to_string()));
         }
         let Some(secret) = secret else { return Ok(()) };
-        if realm.is_none() && !secret.hashes.is_empty() {
+        if realm.is_none() && !secret.hashes.is_empty() && !hash_for_any_realm {
             return Err(CredentialsError::HashWithoutRealm);
         }
         match algorithms
@@ -178,6 +197,7 @@ impl Credentials {
             realm,
             secret,
             algorithms: Vec::new(),
+            hash_for_any_realm: false,
         }))
     }
 }

@@ -5,7 +5,7 @@ pub(crate) mod credentials;
 mod error;
 mod policy;
 mod security;
-mod syntax;
+pub(crate) mod syntax;
 #[cfg(test)]
 mod tests;
 mod transport;

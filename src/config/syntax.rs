@@ -1,7 +1,7 @@
 //! The grammar of RFC 3261 §25.1, as far as configuration needs it.
 
 /// The parts between separators that are neither in quotes nor in `<>`.
-pub(super) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+pub(crate) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let current = rest?;

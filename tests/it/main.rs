@@ -14,6 +14,8 @@ mod machine;
 mod misreg;
 #[cfg(feature = "tokio")]
 mod observe;
+mod pjsip_corpus;
+mod pjsip_reload;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;

@@ -1,0 +1,584 @@
+//! The sections beside the registrations: `auth`, `transport`, `global`, `system`.
+
+use super::diagnostic::Rule;
+use super::reader::Reader;
+use crate::{Algorithm, Credentials, Protocol, Secret, TransportConfig};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A section `type=auth`; the secret is not shown by anything
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct AuthSection {
+    /// The id, by which `outbound_auth` names it
+    pub name: Arc<str>,
+    /// `auth_type`: `userpass`, `md5` or `digest`, which are the same to an outgoing registration
+    pub auth_type: &'static str,
+    /// What a challenge is answered with
+    pub credentials: Credentials,
+    /// The algorithms that may be answered: `supported_algorithms_uac`, else those of `global`
+    pub algorithms: Vec<Algorithm>,
+}
+
+/// A section `type=transport`
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TransportSection {
+    /// Name, protocol, address, what is advertised
+    pub config: TransportConfig,
+    /// The files and checks of TLS; `None` where the protocol has none
+    pub tls: Option<TlsFiles>,
+    /// The type of service, from 0 to 255, as a name or a number in the file (`tos`)
+    pub tos: Option<u8>,
+    /// The class of service, from 0 to 7 (`cos`)
+    pub cos: Option<u8>,
+}
+
+/// What a `type=transport` section says about TLS; the files are not looked at
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct TlsFiles {
+    /// Our certificate chain, PEM (`cert_file`)
+    pub cert_file: Option<Arc<str>>,
+    /// Its key, PEM (`priv_key_file`)
+    pub priv_key_file: Option<Arc<str>>,
+    /// The authorities that are trusted, PEM (`ca_list_file`)
+    pub ca_list_file: Option<Arc<str>>,
+    /// A directory of authorities that are trusted (`ca_list_path`)
+    pub ca_list_path: Option<Arc<str>>,
+    /// Whether the server's certificate is checked; default `false`, as in Asterisk (`verify_server`)
+    pub verify_server: bool,
+    /// Whether a client's certificate is checked; default `false` (`verify_client`)
+    pub verify_client: bool,
+    /// Whether a client must have a certificate; default `false` (`require_client_cert`)
+    pub require_client_cert: bool,
+    /// Whether a certificate may be for `*.example.com`; default `false` (`allow_wildcard_certs`)
+    pub allow_wildcard_certs: bool,
+    /// The protocol version, as `tlsv1_2`; `None` for the default (`method`)
+    pub method: Option<&'static str>,
+}
+
+/// The section `type=global`, as far as registrations have to do with it
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Global {
+    /// The User-Agent of registrations without their own; `None` for the library's (`user_agent`)
+    pub user_agent: Option<Arc<str>>,
+    /// How often a CRLF keep-alive goes out on TCP and TLS; default 90 s, 0 is never (`keep_alive_interval`)
+    pub keep_alive_interval: Duration,
+    /// The algorithms of `auth` sections that name none; default MD5 (`default_auth_algorithms_uac`)
+    pub default_auth_algorithms_uac: Vec<Algorithm>,
+    /// The same for incoming requests, which decides whether an `auth` section is valid (`default_auth_algorithms_uas`)
+    pub default_auth_algorithms_uas: Vec<Algorithm>,
+}
+
+impl Default for Global {
+    fn default() -> Self {
+        Self {
+            user_agent: None,
+            keep_alive_interval: Duration::from_secs(90),
+            default_auth_algorithms_uac: vec![Algorithm::Md5],
+            default_auth_algorithms_uas: vec![Algorithm::Md5],
+        }
+    }
+}
+
+/// The section `type=system`, as far as registrations have to do with it
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct System {
+    /// RFC 3261 T1; default 500 ms, at least 100 ms (`timer_t1`)
+    pub timer_t1: Duration,
+    /// How long a response may take; default 32 s, at least 64 times T1 (`timer_b`)
+    pub timer_b: Duration,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self {
+            timer_t1: Duration::from_millis(500),
+            timer_b: Duration::from_secs(32),
+        }
+    }
+}
+
+const ALGORITHMS: &str = "MD5, SHA-256, SHA-512-256";
+
+/// A comma-separated list of digest algorithms; none where one is unknown.
+fn algorithms(text: &str) -> Option<Vec<Algorithm>> {
+    let mut list = Vec::new();
+    for word in text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
+        let algorithm = word.parse().ok()?;
+        if !list.contains(&algorithm) {
+            list.push(algorithm);
+        }
+    }
+    Some(list)
+}
+
+pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSection> {
+    let mut auth_type = "userpass";
+    let (mut uac, mut uas) = (Vec::new(), Vec::new());
+    let mut hashes = Vec::new();
+    let (mut username, mut password, mut realm) = (None, None, None);
+    for (name, at) in reader.variables() {
+        match name.as_str() {
+            "username" => username = Some(at),
+            "password" => password = Some(at),
+            "realm" => realm = Some(at),
+            "nonce_lifetime" => {
+                reader.uint(at);
+            }
+            "refresh_token" | "oauth_clientid" | "oauth_secret" => {}
+            "auth_type" => match at.value.to_ascii_lowercase().as_str() {
+                "userpass" => auth_type = "userpass",
+                "md5" => auth_type = "md5",
+                "digest" => auth_type = "digest",
+                "google_oauth" => reader.refuse(Some(at), Rule::GoogleOauth),
+                _ => reader.refuse(Some(at), Rule::NotOneOf("userpass, md5, digest")),
+            },
+            "md5_cred" if at.value.is_empty() => {}
+            "md5_cred" => hashes.push((Algorithm::Md5, &*at.value, at)),
+            "password_digest" => {
+                for word in at
+                    .value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|word| !word.is_empty())
+                {
+                    let (algorithm, hex) = match word.split_once(':') {
+                        None => (Some(Algorithm::Md5), word),
+                        Some((algorithm, hex)) => (algorithm.trim().parse().ok(), hex.trim()),
+                    };
+                    match algorithm {
+                        Some(algorithm) => hashes.push((algorithm, hex, at)),
+                        None => reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS)),
+                    }
+                }
+            }
+            "supported_algorithms_uac" | "supported_algorithms_uas" => {
+                match algorithms(&at.value) {
+                    Some(list) if name.ends_with("uac") => uac = list,
+                    Some(list) => uas = list,
+                    None => reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS)),
+                }
+            }
+            _ => reader.unknown(at),
+        }
+    }
+    let value = |at: Option<&super::grammar::Variable>| {
+        at.map(|at| &*at.value).unwrap_or_default().to_owned()
+    };
+    let username_text = value(username);
+    if username_text.is_empty() {
+        reader.refuse(username, Rule::Missing("username"));
+        return None;
+    }
+    let password_text = value(password);
+    let mut secret = (!password_text.is_empty()).then(|| Secret::password(password_text));
+    for (algorithm, hex, at) in hashes.iter().copied() {
+        let with = match secret.take() {
+            Some(secret) => secret.and_ha1(algorithm, hex),
+            None => Secret::ha1(algorithm, hex),
+        };
+        match with {
+            Ok(with) => secret = Some(with),
+            Err(error) => {
+                reader.refuse(Some(at), Rule::Credentials(error));
+                return None;
+            }
+        }
+    }
+    // What is missing may be what has been refused.
+    if reader.is_refused() {
+        return None;
+    }
+    let Some(secret) = secret else {
+        reader.refuse(None, Rule::Missing("password or password_digest"));
+        return None;
+    };
+    // Asterisk refuses an object that could not answer all that it says it supports, in either direction.
+    for (listed, default, option) in [
+        (
+            &uac,
+            &global.default_auth_algorithms_uac,
+            "supported_algorithms_uac",
+        ),
+        (
+            &uas,
+            &global.default_auth_algorithms_uas,
+            "supported_algorithms_uas",
+        ),
+    ] {
+        let list = if listed.is_empty() { default } else { listed };
+        if let Some(algorithm) = list.iter().find(|algorithm| !secret.covers(**algorithm)) {
+            match reader.last(option).filter(|_| !listed.is_empty()) {
+                Some(at) => {
+                    let error = crate::CredentialsError::NoSecretFor(*algorithm);
+                    reader.refuse(Some(at), Rule::Credentials(error));
+                }
+                None => reader.refuse(
+                    None,
+                    Rule::DefaultAlgorithm {
+                        option,
+                        algorithm: *algorithm,
+                    },
+                ),
+            }
+        }
+    }
+    let algorithms = if uac.is_empty() {
+        global.default_auth_algorithms_uac.clone()
+    } else {
+        uac
+    };
+    let mut credentials = Credentials::with_secret(username_text, secret)
+        .realm(value(realm))
+        .algorithms(&algorithms);
+    if let Some((_, _, at)) = hashes
+        .first()
+        .filter(|_| credentials.bound_realm().is_none())
+    {
+        reader.warn(Some(at), Rule::HashWithoutRealm);
+        credentials = credentials.hash_for_any_realm();
+    }
+    match credentials.check() {
+        Err(error) if !reader.is_refused() => reader.refuse(None, Rule::Credentials(error)),
+        _ => {}
+    }
+    (!reader.is_refused()).then(|| AuthSection {
+        name: Arc::clone(reader.name()),
+        auth_type,
+        credentials,
+        algorithms,
+    })
+}
+
+/// What other sections of the type have that means nothing here.
+const TRANSPORT_IGNORED: [&str; 12] = [
+    "async_operations",
+    "cipher",
+    "domain",
+    "external_media_address",
+    "password",
+    "websocket_write_timeout",
+    "allow_reload",
+    "symmetric_transport",
+    "tcp_keepalive_enable",
+    "tcp_keepalive_idle_time",
+    "tcp_keepalive_interval_time",
+    "tcp_keepalive_probe_count",
+];
+
+const METHODS: [&str; 10] = [
+    "default",
+    "unspecified",
+    "tlsv1",
+    "tlsv1_1",
+    "tlsv1_2",
+    "tlsv1_3",
+    "sslv2",
+    "sslv3",
+    "sslv23",
+    "",
+];
+
+pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
+    let mut protocol = Some(Protocol::Udp);
+    let mut bind = None;
+    let mut tls = TlsFiles::default();
+    let (mut tos, mut cos) = (None, None);
+    let (mut external, mut port, mut nets) = (None, None, Vec::new());
+    let text = |value: &Arc<str>| (!value.is_empty()).then(|| Arc::clone(value));
+    for (name, at) in reader.variables() {
+        match name.as_str() {
+            "protocol" => match at.value.to_ascii_lowercase().as_str() {
+                "udp" => protocol = Some(Protocol::Udp),
+                "tcp" => protocol = Some(Protocol::Tcp),
+                "tls" => protocol = Some(Protocol::Tls),
+                "ws" | "wss" | "flow" => {
+                    protocol = None;
+                    reader.warn(Some(at), Rule::UnsupportedProtocol(Arc::clone(&at.value)));
+                }
+                _ => reader.refuse(Some(at), Rule::NotOneOf("udp, tcp, tls, ws, wss, flow")),
+            },
+            "bind" => match address(&at.value) {
+                Some(address) => bind = Some(address),
+                None => reader.refuse(Some(at), Rule::Bind),
+            },
+            "external_signaling_address" => external = Some(at).filter(|at| !at.value.is_empty()),
+            "external_signaling_port" => match reader.uint(at).map(u16::try_from) {
+                None => {}
+                Some(Ok(number)) => port = Some(number).filter(|port| *port > 0),
+                Some(Err(_)) => {
+                    reader.refuse(Some(at), Rule::NotOneOf("the ports from 0 to 65535"))
+                }
+            },
+            "local_net" => nets.push(at),
+            "tos" => match type_of_service(&at.value) {
+                Some(value) => tos = Some(value),
+                None => reader.refuse(
+                    Some(at),
+                    Rule::NotOneOf("cs0 to cs7, af11 to af43, ef, 0 to 255"),
+                ),
+            },
+            "cos" => match reader.uint(at).map(u8::try_from) {
+                None => {}
+                Some(Ok(value)) if value < 8 => cos = Some(value),
+                _ => reader.refuse(Some(at), Rule::NotOneOf("0 to 7")),
+            },
+            "cert_file" => tls.cert_file = text(&at.value),
+            "priv_key_file" => tls.priv_key_file = text(&at.value),
+            "ca_list_file" => tls.ca_list_file = text(&at.value),
+            "ca_list_path" => tls.ca_list_path = text(&at.value),
+            "verify_server" => tls.verify_server = reader.boolean(at),
+            "verify_client" => tls.verify_client = reader.boolean(at),
+            "require_client_cert" => tls.require_client_cert = reader.boolean(at),
+            "allow_wildcard_certs" => tls.allow_wildcard_certs = reader.boolean(at),
+            "method" => match METHODS
+                .iter()
+                .find(|method| method.eq_ignore_ascii_case(&at.value))
+            {
+                Some(method) => {
+                    tls.method =
+                        Some(*method).filter(|m| !["", "default", "unspecified"].contains(m))
+                }
+                None => reader.refuse(
+                    Some(at),
+                    Rule::NotOneOf("default, tlsv1, tlsv1_1, tlsv1_2, tlsv1_3"),
+                ),
+            },
+            name if TRANSPORT_IGNORED.contains(&name) => {}
+            _ => reader.warn(Some(at), Rule::IgnoredOption("transport")),
+        }
+    }
+    let protocol = protocol?;
+    let Some(mut bind) = bind else {
+        if reader.last("bind").is_none() {
+            reader.refuse(None, Rule::Missing("bind"));
+        }
+        return None;
+    };
+    if bind.port() == 0 {
+        bind.set_port(if protocol == Protocol::Tls {
+            5061
+        } else {
+            5060
+        });
+    }
+    let mut config = match TransportConfig::new(Arc::clone(reader.name()), protocol) {
+        Ok(config) => config.with_bind(bind).with_listen(protocol.is_reliable()),
+        Err(error) => {
+            reader.refuse(None, Rule::Transport(error));
+            return None;
+        }
+    };
+    if let Some(at) = external {
+        match config.clone().with_external_signaling_address(&at.value) {
+            Ok(with) => config = with,
+            Err(error) => reader.refuse(Some(at), Rule::Transport(error)),
+        }
+    }
+    if let Some(port) = port {
+        config = config
+            .clone()
+            .with_external_signaling_port(port)
+            .unwrap_or(config);
+    }
+    for at in nets {
+        for net in at
+            .value
+            .split(',')
+            .map(str::trim)
+            .filter(|net| !net.is_empty())
+        {
+            match config.clone().with_local_net(net) {
+                Ok(with) => config = with,
+                Err(error) => reader.refuse(Some(at), Rule::Transport(error)),
+            }
+        }
+    }
+    let tls = (protocol == Protocol::Tls).then_some(tls);
+    (!reader.is_refused()).then_some(TransportSection {
+        config,
+        tls,
+        tos,
+        cos,
+    })
+}
+
+/// `0.0.0.0`, `0.0.0.0:5060`, `::`, `[::]`, `[::]:5060`
+fn address(text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    inner
+        .unwrap_or(text)
+        .parse::<IpAddr>()
+        .ok()
+        .map(|ip| SocketAddr::new(ip, 0))
+}
+
+/// `cs3`, `af31`, `ef`, or a number, which is the whole octet.
+fn type_of_service(text: &str) -> Option<u8> {
+    let text = text.to_ascii_lowercase();
+    let digit = |text: &str, most: u8| {
+        text.parse::<u8>()
+            .ok()
+            .filter(|n| text.len() == 1 && *n <= most)
+    };
+    match text.as_str() {
+        "ef" => return Some(0xb8),
+        "lowdelay" => return Some(0x10),
+        "throughput" => return Some(0x08),
+        "reliability" => return Some(0x04),
+        "mincost" => return Some(0x02),
+        "none" => return Some(0),
+        _ => {}
+    }
+    if let Some(class) = text.strip_prefix("cs") {
+        return Some(digit(class, 7)? << 5);
+    }
+    if let Some(rest) = text.strip_prefix("af") {
+        let class = digit(rest.get(..1)?, 4).filter(|n| *n > 0)?;
+        let drop = digit(rest.get(1..)?, 3).filter(|n| *n > 0)?;
+        return Some(class << 5 | drop << 3);
+    }
+    u8::try_from(super::reader::uint(&text)?).ok()
+}
+
+pub(super) fn global(reader: &mut Reader<'_>) -> Option<Global> {
+    let mut global = Global::default();
+    for (name, at) in reader.variables() {
+        match name.as_str() {
+            "user_agent" => {
+                global.user_agent = Some(Arc::clone(&at.value)).filter(|text| !text.is_empty())
+            }
+            "keep_alive_interval" => {
+                let seconds = reader.uint(at).unwrap_or_default();
+                global.keep_alive_interval = Duration::from_secs(seconds.into());
+            }
+            "default_auth_algorithms_uac" | "default_auth_algorithms_uas" => {
+                match algorithms(&at.value) {
+                    Some(list) if !list.is_empty() => {
+                        if name.ends_with("uac") {
+                            global.default_auth_algorithms_uac = list;
+                        } else {
+                            global.default_auth_algorithms_uas = list;
+                        }
+                    }
+                    _ => reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS)),
+                }
+            }
+            // The others are many, and have to do with calls and incoming requests.
+            _ => {}
+        }
+    }
+    (!reader.is_refused()).then_some(global)
+}
+
+pub(super) fn system(reader: &mut Reader<'_>) -> Option<System> {
+    let mut system = System::default();
+    // Where it is no number, nothing of the section counts.
+    let milliseconds =
+        |number: Option<u32>| Duration::from_millis(number.unwrap_or_default().into());
+    for (name, at) in reader.variables() {
+        match name.as_str() {
+            "timer_t1" => system.timer_t1 = milliseconds(reader.uint(at)),
+            "timer_b" => system.timer_b = milliseconds(reader.uint(at)),
+            _ => {}
+        }
+    }
+    if reader.is_refused() {
+        return None;
+    }
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(9));
+    limit(reader, "timer_t1", &mut system.timer_t1, least, most);
+    let (least, most) = (system.timer_t1.saturating_mul(64), Duration::from_secs(600));
+    limit(reader, "timer_b", &mut system.timer_b, least, most);
+    Some(system)
+}
+
+/// Moves a timer into its limits, as Asterisk does, and says so.
+fn limit(
+    reader: &mut Reader<'_>,
+    option: &str,
+    value: &mut Duration,
+    least: Duration,
+    most: Duration,
+) {
+    let limited = (*value).clamp(least, most);
+    if limited != *value {
+        *value = limited;
+        let milliseconds = u32::try_from(limited.as_millis()).unwrap_or(u32::MAX);
+        // Where only T1 was set, it is T1 that moved timer B.
+        let at = reader.last(option).or_else(|| reader.last("timer_t1"));
+        reader.warn(
+            at,
+            Rule::Limited {
+                option: if option == "timer_b" {
+                    "timer_b"
+                } else {
+                    "timer_t1"
+                },
+                milliseconds,
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_of_service_are_names_or_octets() {
+        for (text, tos) in [
+            ("cs0", Some(0)),
+            ("CS3", Some(0x60)),
+            ("af31", Some(0x68)),
+            ("af43", Some(0x98)),
+            ("ef", Some(0xb8)),
+            ("lowdelay", Some(0x10)),
+            ("0x68", Some(0x68)),
+            ("104", Some(104)),
+            ("256", None),
+            ("cs8", None),
+            ("af40", None),
+            ("af51", None),
+            ("af", None),
+            ("afé", None),
+            ("", None),
+        ] {
+            assert_eq!(type_of_service(text), tos, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_literals_with_or_without_a_port() {
+        for (text, found) in [
+            ("0.0.0.0", Some("0.0.0.0:0")),
+            ("192.0.2.1:5070", Some("192.0.2.1:5070")),
+            ("::", Some("[::]:0")),
+            ("[::1]", Some("[::1]:0")),
+            ("[::1]:5060", Some("[::1]:5060")),
+            ("localhost", None),
+            ("0.0.0.0:70000", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                address(text).map(|address| address.to_string()).as_deref(),
+                found,
+                "{text:?}"
+            );
+        }
+    }
+}

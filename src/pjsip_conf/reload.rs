@@ -1,0 +1,360 @@
+//! From a running configuration to a new one: what it takes, and doing it.
+
+use super::loaded::Loaded;
+use super::show::RegistrationDetail;
+use crate::{
+    Activity, Change, Failure, ReferenceStatus, RegisterError, Registrar, RegistrationId, Removal,
+    Status,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::{self, Future};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// What a new version of the file does to one registration
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum Step {
+    /// The same as before: no message.
+    Untouched,
+    /// The new version was refused, the running one goes on: no message.
+    Kept,
+    /// Changed without a message.
+    InPlace,
+    /// A REGISTER tells the registrar, the binding stays.
+    Registers,
+    /// Un-REGISTER, then REGISTER.
+    Replaces,
+    /// No longer in the file: un-REGISTER.
+    Removed,
+    /// New in the file: REGISTER.
+    Added,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Untouched => "untouched",
+            Self::Kept => "kept, as the new version was refused",
+            Self::InPlace => "changed in place",
+            Self::Registers => "re-registered",
+            Self::Replaces => "replaced",
+            Self::Removed => "removed",
+            Self::Added => "added",
+        })
+    }
+}
+
+/// What a new version of the file does
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Plan {
+    /// By name, for all that were or are there
+    pub steps: BTreeMap<Arc<str>, Step>,
+    /// The registrations that take over the address of record of another one: they start only when its un-REGISTER is
+    /// over, which could else remove the new binding (BEHAVIOUR §10, 26)
+    pub after: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Whether a transport was added, removed or changed: an agent keeps the transports it was started with
+    pub transports_changed: bool,
+}
+
+impl Loaded {
+    /// What it takes to go from `old`, which runs, to this version, which was made by [`reload`](Self::reload).
+    #[must_use]
+    pub fn plan(&self, old: &Self) -> Plan {
+        let mut steps = BTreeMap::new();
+        for (name, new) in self.registrations() {
+            let step = match old
+                .registration(name)
+                .map(|old| old.registration.change_to(new))
+            {
+                None => Step::Added,
+                Some(Change::Untouched) if self.is_kept(name) => Step::Kept,
+                Some(Change::Untouched) => Step::Untouched,
+                Some(Change::InPlace) => Step::InPlace,
+                Some(Change::Registers) => Step::Registers,
+                Some(Change::Replaces) => Step::Replaces,
+            };
+            steps.insert(Arc::clone(name), step);
+        }
+        // Who leaves which address of record.
+        let mut leaving: BTreeMap<&str, Vec<&Arc<str>>> = BTreeMap::new();
+        for (name, registration) in old.registrations() {
+            let step = *steps.entry(Arc::clone(name)).or_insert(Step::Removed);
+            if matches!(step, Step::Removed | Step::Replaces) {
+                leaving
+                    .entry(registration.aor_text())
+                    .or_default()
+                    .push(name);
+            }
+        }
+        let mut after: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for (name, registration) in self.registrations() {
+            if !matches!(steps.get(name), Some(Step::Added | Step::Replaces)) {
+                continue;
+            }
+            let before = leaving.get(registration.aor_text()).into_iter().flatten();
+            for before in before.filter(|before| **before != name) {
+                after
+                    .entry(Arc::clone(name))
+                    .or_default()
+                    .insert(Arc::clone(before));
+            }
+        }
+        Plan {
+            steps,
+            after,
+            transports_changed: self.transports() != old.transports(),
+        }
+    }
+}
+
+/// What became of a new version
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Applied {
+    /// What was to be done
+    pub plan: Plan,
+    /// The fate of the bindings that were removed first
+    pub removed: BTreeMap<Arc<str>, Removal>,
+    /// The registrations that had given up and try again, which is what a reload is for (BEHAVIOUR §5)
+    pub revived: Vec<Arc<str>>,
+}
+
+impl fmt::Display for Applied {
+    /// A line for each registration that something happened to.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, step) in self
+            .plan
+            .steps
+            .iter()
+            .filter(|(_, step)| **step != Step::Untouched)
+        {
+            write!(f, "{}: {step}", name.escape_debug())?;
+            match self.removed.get(name) {
+                Some(removal) => writeln!(f, ", {removal}")?,
+                None => writeln!(f)?,
+            }
+        }
+        for name in &self.revived {
+            writeln!(f, "{}: had given up, tries again", name.escape_debug())?;
+        }
+        if self.plan.transports_changed {
+            writeln!(f, "transports have changed: they count from the next start")?;
+        }
+        Ok(())
+    }
+}
+
+/// A configuration that a [`Registrar`] runs: which section is which registration
+#[derive(Debug, Clone, Default)]
+pub struct Running {
+    loaded: Loaded,
+    ids: BTreeMap<Arc<str>, RegistrationId>,
+}
+
+impl Running {
+    /// Nothing runs yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts what is new, changes what has changed, removes what is gone; what has not changed sends nothing
+    ///
+    /// At the start everything is new. Commands return when they were taken; only an un-REGISTER that something waits
+    /// for, or of a section that is gone, is waited for: all at the same time, each up to `within`. When the future is
+    /// dropped, what was done is remembered, and the next call does the rest.
+    ///
+    /// # Errors
+    /// [`RegisterError::Closed`] when the registrar has shut down.
+    pub async fn apply(
+        &mut self,
+        registrar: &dyn Registrar,
+        new: Loaded,
+        within: Duration,
+    ) -> Result<Applied, RegisterError> {
+        let plan = new.plan(&self.loaded);
+        let first: BTreeSet<_> = plan.after.values().flatten().collect();
+        let mut revived = Vec::new();
+        self.loaded = new;
+        // What waits for nobody is not to wait for a registrar that does not answer.
+        for (name, step) in &plan.steps {
+            if !plan.after.contains_key(name) && !first.contains(name) {
+                self.step(registrar, name, *step, &mut revived).await?;
+            }
+        }
+        let mut leaving: Vec<Leaving<'_>> = Vec::new();
+        for (name, step) in &plan.steps {
+            let Some(id) = self.ids.get(name).copied() else {
+                continue;
+            };
+            if *step == Step::Removed {
+                leaving.push((Arc::clone(name), registrar.remove(id, within)));
+            } else if first.contains(name) {
+                leaving.push((Arc::clone(name), registrar.unregister(id)));
+            }
+        }
+        let mut removed = BTreeMap::new();
+        for (name, fate) in all(leaving).await {
+            if plan.steps.get(&name) == Some(&Step::Removed) {
+                self.ids.remove(&name);
+            }
+            match fate {
+                Ok(removal) => drop(removed.insert(name, removal)),
+                Err(RegisterError::Unknown) => drop(removed.insert(name, Removal::NeverBound)),
+                Err(RegisterError::Closed) => return Err(RegisterError::Closed),
+            }
+        }
+        for (name, step) in &plan.steps {
+            if plan.after.contains_key(name) || first.contains(name) {
+                self.step(registrar, name, *step, &mut revived).await?;
+            }
+        }
+        Ok(Applied {
+            plan,
+            removed,
+            revived,
+        })
+    }
+
+    /// Carries out all but a removal.
+    async fn step(
+        &mut self,
+        registrar: &dyn Registrar,
+        name: &Arc<str>,
+        step: Step,
+        revived: &mut Vec<Arc<str>>,
+    ) -> Result<(), RegisterError> {
+        let Some(section) = self
+            .loaded
+            .registration(name)
+            .filter(|_| step != Step::Removed)
+        else {
+            return Ok(());
+        };
+        let registration = || section.registration.as_ref().clone();
+        let Some(id) = self.ids.get(name).copied() else {
+            let id = registrar.register(registration()).await?;
+            self.ids.insert(Arc::clone(name), id);
+            return Ok(());
+        };
+        let done = match step {
+            Step::Untouched | Step::Kept => match registrar.status(id).await {
+                Some(status) if has_given_up(&status) => {
+                    revived.push(Arc::clone(name));
+                    if matches!(
+                        status.last_failure,
+                        Some(Failure::CredentialsRefused { .. })
+                    ) {
+                        registrar.retry_credentials(id).await
+                    } else {
+                        registrar.refresh(id).await
+                    }
+                }
+                Some(_) => Ok(()),
+                None => Err(RegisterError::Unknown),
+            },
+            Step::InPlace | Step::Registers | Step::Replaces | Step::Added | Step::Removed => {
+                registrar.reconfigure(id, registration()).await.map(drop)
+            }
+        };
+        // Somebody else has removed it: it is in the file, so it runs again.
+        match done {
+            Err(RegisterError::Unknown) => {
+                let id = registrar.register(registration()).await?;
+                self.ids.insert(Arc::clone(name), id);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// The version that runs.
+    #[must_use]
+    pub const fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// The registration of a section.
+    #[must_use]
+    pub fn id(&self, name: &str) -> Option<RegistrationId> {
+        self.ids.get(name).copied()
+    }
+
+    /// All sections that run, by name.
+    pub fn ids(&self) -> impl Iterator<Item = (&Arc<str>, RegistrationId)> {
+        self.ids.iter().map(|(name, id)| (name, *id))
+    }
+
+    /// The section of a registration.
+    #[must_use]
+    pub fn name(&self, id: RegistrationId) -> Option<&Arc<str>> {
+        self.ids
+            .iter()
+            .find(|(_, known)| **known == id)
+            .map(|(name, _)| name)
+    }
+
+    /// All registrations of the file as of `now`, with those that do not run.
+    pub async fn details(
+        &self,
+        registrar: &dyn Registrar,
+        now: Instant,
+    ) -> Vec<RegistrationDetail> {
+        let statuses: BTreeMap<RegistrationId, Status> =
+            registrar.statuses().await.into_iter().collect();
+        let names = self.loaded.registrations().map(|(name, _)| name);
+        names
+            .filter_map(|name| {
+                let detail = RegistrationDetail::of(name, self.loaded.registration(name)?);
+                let status = self.ids.get(name).and_then(|id| statuses.get(id));
+                Some(match status {
+                    Some(status) => detail.with_status(status, now),
+                    None => detail,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Whether it failed and plans nothing: what a reload revives
+fn has_given_up(status: &Status) -> bool {
+    status.activity == Activity::Idle
+        && status.last_failure.is_some()
+        && status.reference_status() == ReferenceStatus::Rejected
+}
+
+/// A removal under way, with the name of its section.
+type Leaving<'a> = (
+    Arc<str>,
+    Pin<Box<dyn Future<Output = Result<Removal, RegisterError>> + Send + 'a>>,
+);
+
+/// Waits for all of them at the same time.
+async fn all(mut leaving: Vec<Leaving<'_>>) -> Vec<(Arc<str>, Result<Removal, RegisterError>)> {
+    let mut done = Vec::with_capacity(leaving.len());
+    future::poll_fn(|cx| {
+        leaving.retain_mut(|(name, removal)| match removal.as_mut().poll(cx) {
+            Poll::Ready(fate) => {
+                done.push((Arc::clone(name), fate));
+                false
+            }
+            Poll::Pending => true,
+        });
+        if leaving.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    done
+}
