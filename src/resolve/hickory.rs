@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// What came without its other family is asked again this soon
 const PARTIAL_TTL: Duration = Duration::from_secs(30);
 /// Questions under way, so that thousands of names at once do not take all sockets of the process
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 128;
 /// How long the system's configuration is taken to be what it was; networks change, and with them the name servers
 const REREAD: Duration = Duration::from_secs(5);
 /// A line in the hosts file has no lifetime
@@ -48,7 +48,7 @@ const SEARCHED: usize = 6;
 ///   which this machine has no route come last. When one family has answered, the other gets 1 s more.
 /// * [`ResolveError::NoAddress`]: a name server said that there is no such name or record. [`ResolveError::Failed`]: one
 ///   said that it cannot tell (SERVFAIL, REFUSED). [`ResolveError::Timeout`]: none said anything.
-/// * A question is over after `timeout` times `attempts`, 4.5 s. 64 questions are under way at a time; the wait of
+/// * A question is over after `timeout` times `attempts`, 4.5 s. 128 questions are under way at a time; the wait of
 ///   others counts.
 /// * A short name is completed for addresses only, by the rules of resolv.conf(5). A dot at the end says that a name is
 ///   complete.

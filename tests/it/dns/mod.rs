@@ -2,5 +2,6 @@
 //!
 //! Tests that need dnsmasq start one each, on a free port of the loopback.
 
+mod agent;
 mod resolver;
 mod server;
