@@ -223,3 +223,23 @@ fn a_target_without_a_good_certificate_is_passed_over_and_told_when_it_was_the_l
     sim.advance(next);
     assert!(!sim.is_silent());
 }
+
+#[test]
+fn via_alias_is_for_streams_and_for_those_who_ask() {
+    for (policy, transport, alias) in [
+        (Policy::default(), "tls", false),
+        (Policy::asterisk(), "tls", true),
+        (Policy::asterisk(), "tcp", true),
+        (Policy::asterisk(), "udp", false),
+    ] {
+        let account = builder(&format!("sip:192.0.2.9;transport={transport}"))
+            .policy(policy)
+            .build()
+            .expect("a good configuration");
+        let mut sim = sim([account]);
+        // `asterisk()` waits a second at least.
+        sim.advance(secs(2));
+        let via = sim.sent().text_of("Via");
+        assert_eq!(via.ends_with(";alias"), alias, "{via}");
+    }
+}
