@@ -2,6 +2,7 @@
 
 #[cfg(feature = "dns")]
 mod dns;
+mod docs;
 mod explore;
 mod foreign;
 mod golden;

@@ -1,0 +1,129 @@
+//! What the documents name is there: tests, files, and what is in them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).expect("a text")
+}
+
+/// All Rust files below a directory
+fn sources(below: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(below).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The functions that stand behind an attribute that makes them a test
+fn tests() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for below in ["src", "tests"] {
+        for path in sources(&Path::new(ROOT).join(below)) {
+            let mut test = false;
+            for line in read(&path).lines().map(str::trim) {
+                if line == "#[test]" || line.starts_with("#[tokio::test") {
+                    test = true;
+                } else if let Some((_, name)) = line.split_once("fn ").filter(|_| test) {
+                    names.extend(name.split_once('(').map(|(name, _)| name.to_owned()));
+                    test = false;
+                }
+            }
+        }
+    }
+    names
+}
+
+/// What stands in backticks
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The rows of the tables with a column of this name: what is in it, and the whole row
+fn column<'a>(text: &'a str, name: &str) -> Vec<(&'a str, &'a str)> {
+    let mut place = None;
+    let mut rows = Vec::new();
+    for line in text.lines() {
+        let cells: Vec<_> = line.trim().trim_matches('|').split('|').collect();
+        if !line.starts_with('|') {
+            place = None;
+        } else if place.is_none() {
+            place = cells.iter().position(|cell| cell.trim() == name);
+            place = place.or(Some(usize::MAX));
+        } else if let Some(cell) = place.and_then(|place| cells.get(place)) {
+            rows.push((*cell, line));
+        }
+    }
+    rows
+}
+
+#[test]
+fn each_test_that_the_documents_name_exists() {
+    let (tests, mut missing) = (tests(), Vec::new());
+    for document in ["docs/options.md", "docs/rfc.md"] {
+        let text = read(&Path::new(ROOT).join(document));
+        let mut named = 0;
+        for (cell, row) in column(&text, "test") {
+            for name in quoted(cell).filter(|name| !name.contains(['/', '.'])) {
+                named += 1;
+                if !tests.contains(name) {
+                    missing.push(format!("{document}: no test {name}: {row}"));
+                }
+            }
+        }
+        assert!(named > 20, "{document} names {named} tests");
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn each_file_that_the_documents_name_exists_and_has_what_they_say() {
+    let mut missing = Vec::new();
+    for (document, name) in [
+        ("docs/options.md", "acts in"),
+        ("docs/rfc.md", "code"),
+        ("docs/design.md", "where"),
+    ] {
+        let text = read(&Path::new(ROOT).join(document));
+        let mut named = 0;
+        for (cell, row) in column(&text, name) {
+            let mut file = None;
+            let mut pieces = cell.split('`');
+            while let (Some(between), Some(word)) = (pieces.next(), pieces.next()) {
+                // A file, and behind it what is in it; after other words comes something else.
+                if !matches!(between, " " | ", ") {
+                    file = None;
+                }
+                if word.contains('/') || word.ends_with(".rs") {
+                    let below = if word.starts_with("tests/") {
+                        ""
+                    } else {
+                        "src"
+                    };
+                    let path = Path::new(ROOT).join(below).join(word);
+                    if !path.exists() {
+                        missing.push(format!("{document}: no {word}: {row}"));
+                    }
+                    file = path.is_file().then(|| read(&path));
+                    named += 1;
+                } else if let Some(file) = &file {
+                    let word = word.rsplit("::").next().unwrap_or(word);
+                    if !file.contains(word) {
+                        missing.push(format!("{document}: no {word}: {row}"));
+                    }
+                }
+            }
+        }
+        assert!(named > 10, "{document} names {named} files");
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
