@@ -13,10 +13,16 @@ mod lab;
 mod machine;
 #[cfg(feature = "tokio")]
 mod misreg;
+#[cfg(all(feature = "tokio", target_os = "linux"))]
+mod net;
+#[cfg(all(feature = "tokio", target_os = "linux"))]
+mod netns;
 #[cfg(feature = "tokio")]
 mod observe;
 mod pjsip_corpus;
 mod pjsip_reload;
+#[cfg(all(feature = "tokio", target_os = "linux"))]
+mod relay;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;
