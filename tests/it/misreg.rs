@@ -4,8 +4,8 @@
 //! took. Each row has an agent and a user of its own, so that nothing which one learns helps or hurts another.
 
 use sip_registration::{
-    Activity, Agent, Credentials, Event, Policy, Registrar, Registration, RegistrationBuilder,
-    SecurityNegotiation, Status,
+    Activity, Agent, Credentials, Event, Policy, Protocol, Registrar, Registration,
+    RegistrationBuilder, SecurityNegotiation, Status, TlsConfig, TlsTransport, TransportConfig,
 };
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
@@ -27,6 +27,7 @@ const A_MINUTE: usize = 12;
 const UDP: &[&str] = &["udp"];
 const TCP: &[&str] = &["tcp"];
 const BOTH: &[&str] = &["udp", "tcp"];
+const TLS: &[&str] = &["tls"];
 
 /// What one mode must come to
 #[derive(Debug, Clone)]
@@ -178,6 +179,8 @@ const ASTERISK: &[Row] = &[
 /// A misbehaving registrar; it ends with this value, or with this process
 struct Misreg {
     port: u16,
+    /// Where it speaks TLS
+    tls: Option<u16>,
     log: PathBuf,
     held: Child,
 }
@@ -249,7 +252,16 @@ impl Misreg {
         BufReader::new(held.stdout.take().expect("a pipe"))
             .read_line(&mut ready)
             .expect("a line");
-        let started = Self { port, log, held };
+        let tls = ready
+            .trim_end()
+            .split_once(" tls=")
+            .and_then(|(_, port)| port.parse().ok());
+        let started = Self {
+            port,
+            tls,
+            log,
+            held,
+        };
         ready.starts_with("READY ").then_some(started)
     }
 
@@ -308,6 +320,7 @@ fn configured(mode: &str, account: RegistrationBuilder) -> RegistrationBuilder {
 }
 
 async fn watch(
+    roots: Option<String>,
     port: u16,
     mode: &'static str,
     transport: &'static str,
@@ -325,11 +338,16 @@ async fn watch(
     let account = configured(mode, account)
         .build()
         .expect("a good configuration");
-    let agent = Agent::builder()
-        .system_transports()
-        .build()
-        .await
-        .expect("an agent");
+    let agent = match roots {
+        None => Agent::builder().system_transports(),
+        Some(roots) => {
+            let config = TransportConfig::new("tls", Protocol::Tls).expect("a good name");
+            let tls = TlsConfig::new().with_roots_pem(roots.as_bytes());
+            let transport = TlsTransport::new(config, tls.expect("a root")).expect("TLS");
+            Agent::builder().transport("tls", transport)
+        }
+    };
+    let agent = agent.build().await.expect("an agent");
     let mut events = agent.events();
     let handle = agent.add(account).await.expect("a registration");
     let mut told = Vec::new();
@@ -358,15 +376,37 @@ async fn watch(
     (seen, told)
 }
 
+/// A certificate for 127.0.0.1 that is its own root, and the files of it and its key.
+fn certificate(name: &str) -> (String, (PathBuf, PathBuf)) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    let file = |end: &str| {
+        std::env::temp_dir().join(format!("misreg-{}-{name}.{end}", std::process::id()))
+    };
+    let (cert, key) = (file("pem"), file("key"));
+    std::fs::write(&cert, made.cert.pem()).expect("a file");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
+    (made.cert.pem(), (cert, key))
+}
+
 /// Runs all rows at once, and lists what differs from the table.
 async fn check(name: &str, rows: Vec<Row>, policy: Policy) {
-    let misreg = Misreg::start(name, &[]);
+    let (roots, misreg) = if rows.iter().any(|row| row.over == TLS) {
+        let (roots, files) = certificate(name);
+        let [cert, key] = [&files.0, &files.1].map(|file| file.to_str().expect("UTF-8"));
+        let arguments = ["--tls-port", "0", "--cert", cert, "--key", key];
+        let misreg = Misreg::start(name, &arguments);
+        let _ = (std::fs::remove_file(cert), std::fs::remove_file(key));
+        (Some(roots), misreg)
+    } else {
+        (None, Misreg::start(name, &[]))
+    };
+    let port = misreg.tls.unwrap_or(misreg.port);
     let mut running = JoinSet::new();
     for row in rows {
         for transport in row.over {
-            let (row, port, policy) = (row.clone(), misreg.port, policy.clone());
+            let (row, roots, policy) = (row.clone(), roots.clone(), policy.clone());
             running.spawn(async move {
-                let (outcome, told) = watch(port, row.mode, transport, policy).await;
+                let (outcome, told) = watch(roots, port, row.mode, transport, policy).await;
                 (row, *transport, outcome, told)
             });
         }
@@ -378,7 +418,7 @@ async fn check(name: &str, rows: Vec<Row>, policy: Policy) {
         let of = |line: &&Line| {
             line.text("mode") == row.mode
                 && line.text("ev") == "rx"
-                && line.text("transport") == transport
+                && line.text("transport") == transport.replace("tls", "tcp")
         };
         let requests: Vec<&Line> = lines
             .iter()
@@ -452,6 +492,18 @@ fn every_mode_has_a_row() {
 #[ignore = "needs python3; .ci/run runs it"]
 async fn each_mode_under_persistent() {
     check("persistent", PERSISTENT.to_vec(), Policy::persistent()).await;
+}
+
+/// Whatever comes over TCP comes over TLS as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs python3; .ci/run runs it"]
+async fn each_mode_over_tls() {
+    let mut rows = PERSISTENT.to_vec();
+    rows.retain(|row| row.over.contains(&"tcp"));
+    for row in &mut rows {
+        row.over = TLS;
+    }
+    check("tls", rows, Policy::persistent()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
