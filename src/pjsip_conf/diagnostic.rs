@@ -282,6 +282,9 @@ pub enum Rule {
     /// `bind` is no address.
     #[error("not an address, as 0.0.0.0:5060 or [::]:5061; names are not looked up")]
     Bind,
+    /// What of TLS is weaker, or stricter, than it reads.
+    #[error("{0}")]
+    Tls(&'static str),
     /// What [`TransportConfig`](crate::TransportConfig) refuses.
     #[error("{0}")]
     Transport(TransportConfigError),

@@ -457,12 +457,7 @@ fn list(algorithms: &[crate::Algorithm]) -> String {
 }
 
 fn write_transport(f: &mut fmt::Formatter<'_>, transport: &TransportSection) -> fmt::Result {
-    let TransportSection {
-        config,
-        tls,
-        tos,
-        cos,
-    } = transport;
+    let TransportSection { config, tls } = transport;
     writeln!(f, "transport {}", config.name())?;
     writeln!(
         f,
@@ -470,16 +465,19 @@ fn write_transport(f: &mut fmt::Formatter<'_>, transport: &TransportSection) -> 
         registration::parameter(config.protocol())
     )?;
     writeln!(f, "  bind = {}", config.bind())?;
+    if config.listen() {
+        writeln!(f, "  listens")?;
+    }
     if let Some(host) = config.external_signaling_address() {
         writeln!(f, "  external_signaling_address = {host}")?;
     }
     if let Some(port) = config.external_signaling_port() {
         writeln!(f, "  external_signaling_port = {port}")?;
     }
-    if let Some(tos) = tos {
+    if let Some(tos) = config.tos() {
         writeln!(f, "  tos = {tos:#04x}")?;
     }
-    if let Some(cos) = cos {
+    if let Some(cos) = config.cos() {
         writeln!(f, "  cos = {cos}")?;
     }
     let Some(tls) = tls else { return Ok(()) };

@@ -52,15 +52,20 @@
 //! # #[cfg(feature = "tokio")]
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! use sip_registration::pjsip_conf::{Directory, Running, load};
-//! use sip_registration::{Agent, UdpTransport};
+//! use sip_registration::{Agent, Protocol, TcpTransport, UdpTransport};
 //! use std::time::Duration;
 //!
 //! let files = Directory::new("/etc/asterisk");
 //! let loaded = load(&files, "pjsip.conf");
 //! let mut agent = Agent::builder();
 //! for transport in loaded.transports() {
-//!     let udp = UdpTransport::bind(transport.config.clone()).await?;
-//!     agent = agent.transport(transport.config.name().clone(), udp);
+//!     let (name, config) = (transport.config.name().clone(), transport.config.clone());
+//!     agent = match config.protocol() {
+//!         Protocol::Udp => agent.transport(name, UdpTransport::bind(config).await?),
+//!         Protocol::Tcp => agent.transport(name, TcpTransport::new(config)),
+//!         // A `TlsTransport`, by `TlsFiles::config`.
+//!         _ => continue,
+//!     };
 //! }
 //! let agent = agent.build().await?;
 //! let mut running = Running::new();
@@ -87,6 +92,8 @@ mod show;
 pub use diagnostic::{Diagnostic, Rule, Severity};
 pub use files::{Directory, Files};
 pub use loaded::{Loaded, load};
+#[cfg(feature = "tls")]
+pub use objects::TlsFilesError;
 pub use objects::{AuthSection, Global, System, TlsFiles, TransportSection};
 pub use registration::RegistrationSection;
 pub use reload::{Applied, Plan, Running, Step};

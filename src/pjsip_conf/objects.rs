@@ -25,14 +25,10 @@ pub struct AuthSection {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TransportSection {
-    /// Name, protocol, address, what is advertised
+    /// Name, protocol, address, what is advertised, type and class of service; TCP listens, TLS where it has a certificate
     pub config: TransportConfig,
     /// The files and checks of TLS; `None` where the protocol has none
     pub tls: Option<TlsFiles>,
-    /// The type of service, from 0 to 255, as a name or a number in the file (`tos`)
-    pub tos: Option<u8>,
-    /// The class of service, from 0 to 7 (`cos`)
-    pub cos: Option<u8>,
 }
 
 /// What a `type=transport` section says about TLS; the files are not looked at
@@ -320,18 +316,8 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
                 }
             },
             "local_net" => nets.push(at),
-            "tos" => match type_of_service(&at.value) {
-                Some(value) => tos = Some(value),
-                None => reader.refuse(
-                    Some(at),
-                    Rule::NotOneOf("cs0 to cs7, af11 to af43, ef, 0 to 255"),
-                ),
-            },
-            "cos" => match reader.uint(at).map(u8::try_from) {
-                None => {}
-                Some(Ok(value)) if value < 8 => cos = Some(value),
-                _ => reader.refuse(Some(at), Rule::NotOneOf("0 to 7")),
-            },
+            "tos" => tos = Some(at),
+            "cos" => cos = reader.uint(at).map(|cos| (at, cos)),
             "cert_file" => tls.cert_file = text(&at.value),
             "priv_key_file" => tls.priv_key_file = text(&at.value),
             "ca_list_file" => tls.ca_list_file = text(&at.value),
@@ -403,13 +389,171 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
             }
         }
     }
+    if let Some(at) = tos {
+        match config.clone().with_tos(older_name(&at.value)) {
+            Ok(with) => config = with,
+            Err(error) => reader.refuse(Some(at), Rule::Transport(error)),
+        }
+    }
+    if let Some((at, cos)) = cos {
+        match config
+            .clone()
+            .with_cos(u8::try_from(cos).unwrap_or(u8::MAX))
+        {
+            Ok(with) => config = with,
+            Err(error) => reader.refuse(Some(at), Rule::Transport(error)),
+        }
+    }
     let tls = (protocol == Protocol::Tls).then_some(tls);
-    (!reader.is_refused()).then_some(TransportSection {
-        config,
-        tls,
-        tos,
-        cos,
-    })
+    if let Some(tls) = &tls {
+        // Without a certificate there is nothing to show to those who connect.
+        config = config.with_listen(tls.cert_file.is_some());
+        doubts(reader, tls);
+    }
+    (!reader.is_refused()).then_some(TransportSection { config, tls })
+}
+
+/// What of TLS is weaker, or stricter, than it reads.
+fn doubts(reader: &mut Reader<'_>, tls: &TlsFiles) {
+    if !tls.verify_server {
+        let at = reader.last("verify_server");
+        reader.warn(
+            at,
+            Rule::Tls("without verify_server=yes any server is believed, whoever is on the path"),
+        );
+    }
+    if tls.allow_wildcard_certs {
+        let at = reader.last("allow_wildcard_certs");
+        reader.warn(
+            at,
+            Rule::Tls("certificates for *.example.com are not taken (RFC 5922 section 7.2)"),
+        );
+    }
+    for (option, on) in [
+        ("verify_client", tls.verify_client),
+        ("require_client_cert", tls.require_client_cert),
+    ] {
+        if on {
+            let at = reader.last(option);
+            reader.warn(
+                at,
+                Rule::Tls("those who connect are not asked for a certificate"),
+            );
+        }
+    }
+    if matches!(tls.method, Some("tlsv1" | "tlsv1_1" | "sslv2" | "sslv3")) {
+        let at = reader.last("method");
+        reader.warn(
+            at,
+            Rule::Tls("older versions than TLS 1.2 are not spoken (RFC 8996): TLS 1.2 or newer is"),
+        );
+    }
+}
+
+/// The names of RFC 1349 that Asterisk still takes, as numbers.
+fn older_name(tos: &str) -> &str {
+    let names = [
+        ("lowdelay", "0x10"),
+        ("throughput", "0x08"),
+        ("reliability", "0x04"),
+        ("mincost", "0x02"),
+        ("none", "0"),
+    ];
+    let found = names
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(tos));
+    found.map_or(tos, |(_, number)| number)
+}
+
+#[cfg(feature = "tls")]
+impl TlsFiles {
+    /// Reads the files, and makes of them what a [`TlsTransport`](crate::TlsTransport) takes
+    ///
+    /// Without `ca_list_file` and `ca_list_path` the system's roots are believed; without `verify_server`, anybody is.
+    /// `method` is the oldest version that is spoken, TLS 1.2 at least.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or is not what it is to be.
+    pub fn config(&self, files: &dyn super::Files) -> Result<crate::TlsConfig, TlsFilesError> {
+        use crate::{TlsConfig, TlsVersion};
+        let read = |path: &Arc<str>| {
+            files.read(path).map_err(|error| TlsFilesError::Unreadable {
+                file: Arc::clone(path),
+                why: error.to_string().into(),
+            })
+        };
+        let unusable = |file: &Arc<str>| {
+            let file = Arc::clone(file);
+            move |source| TlsFilesError::Unusable { file, source }
+        };
+        let mut config = TlsConfig::new();
+        if let Some(file) = &self.ca_list_file {
+            config = config
+                .with_roots_pem(&read(file)?)
+                .map_err(unusable(file))?;
+        }
+        if let Some(directory) = &self.ca_list_path {
+            let names = files
+                .list(directory)
+                .map_err(|error| TlsFilesError::Unreadable {
+                    file: Arc::clone(directory),
+                    why: error.to_string().into(),
+                })?;
+            let before = config.clone();
+            let mut found = false;
+            for name in names {
+                // Whatever else is in the directory is no certificate.
+                let Ok(pem) = files.read(&format!("{directory}/{name}")) else {
+                    continue;
+                };
+                if let Ok(with) = config.clone().with_roots_pem(&pem) {
+                    config = with;
+                    found = true;
+                }
+            }
+            if !found {
+                before.with_roots_pem(b"").map_err(unusable(directory))?;
+            }
+        }
+        if let Some(file) = &self.cert_file {
+            let chain = read(file)?;
+            // The key may be in the file of the certificate.
+            let key = self.priv_key_file.as_ref().unwrap_or(file);
+            config = config
+                .with_certificate_pem(&chain, &read(key)?)
+                .map_err(unusable(file))?;
+        }
+        if self.method == Some("tlsv1_3") {
+            config = config.with_min_version(TlsVersion::V1_3);
+        }
+        if !self.verify_server {
+            config = config.dangerous_accept_any_certificate();
+        }
+        Ok(config)
+    }
+}
+
+/// Why the files of a TLS transport cannot be used
+#[cfg(feature = "tls")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsFilesError {
+    /// A file, or the directory of roots, cannot be read.
+    #[error("{file}: cannot be read: {why}")]
+    Unreadable {
+        /// Which one
+        file: Arc<str>,
+        /// What the system says
+        why: Arc<str>,
+    },
+    /// A file is not what it is to be.
+    #[error("{file}: {source}")]
+    Unusable {
+        /// Which one
+        file: Arc<str>,
+        /// What is wrong with it
+        source: crate::TlsConfigError,
+    },
 }
 
 /// `0.0.0.0`, `0.0.0.0:5060`, `::`, `[::]`, `[::]:5060`
@@ -425,34 +569,6 @@ fn address(text: &str) -> Option<SocketAddr> {
         .parse::<IpAddr>()
         .ok()
         .map(|ip| SocketAddr::new(ip, 0))
-}
-
-/// `cs3`, `af31`, `ef`, or a number, which is the whole octet.
-fn type_of_service(text: &str) -> Option<u8> {
-    let text = text.to_ascii_lowercase();
-    let digit = |text: &str, most: u8| {
-        text.parse::<u8>()
-            .ok()
-            .filter(|n| text.len() == 1 && *n <= most)
-    };
-    match text.as_str() {
-        "ef" => return Some(0xb8),
-        "lowdelay" => return Some(0x10),
-        "throughput" => return Some(0x08),
-        "reliability" => return Some(0x04),
-        "mincost" => return Some(0x02),
-        "none" => return Some(0),
-        _ => {}
-    }
-    if let Some(class) = text.strip_prefix("cs") {
-        return Some(digit(class, 7)? << 5);
-    }
-    if let Some(rest) = text.strip_prefix("af") {
-        let class = digit(rest.get(..1)?, 4).filter(|n| *n > 0)?;
-        let drop = digit(rest.get(1..)?, 3).filter(|n| *n > 0)?;
-        return Some(class << 5 | drop << 3);
-    }
-    u8::try_from(super::reader::uint(&text)?).ok()
 }
 
 pub(super) fn global(reader: &mut Reader<'_>) -> Option<Global> {
@@ -539,27 +655,106 @@ fn limit(
 mod tests {
     use super::*;
 
+    #[cfg(feature = "tls")]
     #[test]
-    fn types_of_service_are_names_or_octets() {
-        for (text, tos) in [
-            ("cs0", Some(0)),
-            ("CS3", Some(0x60)),
-            ("af31", Some(0x68)),
-            ("af43", Some(0x98)),
-            ("ef", Some(0xb8)),
-            ("lowdelay", Some(0x10)),
-            ("0x68", Some(0x68)),
-            ("104", Some(104)),
-            ("256", None),
-            ("cs8", None),
-            ("af40", None),
-            ("af51", None),
-            ("af", None),
-            ("afé", None),
-            ("", None),
-        ] {
-            assert_eq!(type_of_service(text), tos, "{text:?}");
+    fn tls_files_are_read_and_an_unusable_one_is_named() {
+        use std::io;
+
+        struct Pem(String);
+        impl super::super::Files for Pem {
+            fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+                match path {
+                    "cert.pem" | "roots/a.pem" => Ok(self.0.clone().into_bytes()),
+                    "roots/README" | "text" | "empty/README" => Ok(b"no certificate".to_vec()),
+                    _ => Err(io::ErrorKind::NotFound.into()),
+                }
+            }
+
+            fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+                match directory {
+                    "roots" => Ok(vec!["README".to_owned(), "a.pem".to_owned()]),
+                    "empty" => Ok(vec!["README".to_owned()]),
+                    _ => Err(io::ErrorKind::NotFound.into()),
+                }
+            }
         }
+        let made = rcgen::generate_simple_self_signed(["sip.example.com".to_owned()])
+            .expect("a certificate");
+        let files = Pem(format!(
+            "{}{}",
+            made.cert.pem(),
+            made.signing_key.serialize_pem()
+        ));
+        let with = |set: fn(&mut TlsFiles)| {
+            let mut tls = TlsFiles {
+                verify_server: true,
+                ..TlsFiles::default()
+            };
+            set(&mut tls);
+            tls.config(&files)
+                .map(|config| format!("{config:?}"))
+                .map_err(|error| error.to_string())
+        };
+        // The key is in the file of the certificate.
+        let own = with(|tls| tls.cert_file = Some("cert.pem".into())).expect("both are there");
+        assert!(
+            own.contains("certificate: true") && own.contains("anybody: false"),
+            "{own}"
+        );
+        let roots = with(|tls| tls.ca_list_path = Some("roots".into())).expect("one of two");
+        assert!(roots.contains("roots: Some(1)"), "{roots}");
+        let anybody = with(|tls| tls.verify_server = false).expect("nothing to read");
+        assert!(anybody.contains("anybody: true"), "{anybody}");
+        let newest = with(|tls| tls.method = Some("tlsv1_3")).expect("nothing to read");
+        assert!(newest.contains("V1_3"), "{newest}");
+        for (set, file) in [
+            (
+                (|tls| tls.ca_list_file = Some("absent".into())) as fn(&mut TlsFiles),
+                "absent: cannot be read",
+            ),
+            (
+                |tls| tls.ca_list_file = Some("text".into()),
+                "text: no certificate",
+            ),
+            (
+                |tls| tls.ca_list_path = Some("absent".into()),
+                "absent: cannot be read",
+            ),
+            (
+                |tls| tls.ca_list_path = Some("empty".into()),
+                "empty: no certificate",
+            ),
+            (
+                |tls| tls.cert_file = Some("text".into()),
+                "text: no certificate",
+            ),
+        ] {
+            let error = with(set).expect_err(file);
+            assert!(error.starts_with(file), "{error}");
+        }
+    }
+
+    #[test]
+    fn local_networks_are_collected_from_all_lines() {
+        use super::super::load;
+        struct Text;
+        impl super::super::Files for Text {
+            fn read(&self, _: &str) -> std::io::Result<Vec<u8>> {
+                let text = "[t]\ntype=transport\nbind=0.0.0.0\nlocal_net=10.0.0.0/8, 192.168.0.0/16\nlocal_net=fd00::/8\n";
+                Ok(text.into())
+            }
+
+            fn list(&self, _: &str) -> std::io::Result<Vec<String>> {
+                Ok(Vec::new())
+            }
+        }
+        let loaded = load(&Text, "pjsip.conf");
+        let [transport] = loaded.transports() else {
+            panic!("{loaded}")
+        };
+        let local = |ip: &str| transport.config.is_local(ip.parse().expect("an address"));
+        assert!(local("10.1.1.1") && local("192.168.9.9") && local("fd00::1"));
+        assert!(!local("192.0.2.1"));
     }
 
     #[test]

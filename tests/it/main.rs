@@ -20,7 +20,10 @@ mod netns;
 #[cfg(feature = "tokio")]
 mod observe;
 mod pjsip_corpus;
+#[cfg(all(unix, feature = "tokio"))]
+mod pjsip_example;
 mod pjsip_reload;
+mod pjsip_show;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
 mod rules_auth;

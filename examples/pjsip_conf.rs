@@ -1,0 +1,450 @@
+//! Keeps the registrations of a `pjsip.conf` alive, takes commands on standard input, and un-registers at the end.
+//!
+//! ```text
+//! cargo run --example pjsip_conf --features pjsip-conf -- --config /etc/asterisk/pjsip.conf --check
+//! cargo run --example pjsip_conf --features pjsip-conf -- --config /etc/asterisk/pjsip.conf
+//! ```
+//!
+//! `--check` lists what the file means and what is wrong with it, and registers nothing. The ports are those of the
+//! file's transports. SIGHUP reloads; SIGTERM and Ctrl-C un-register everything.
+
+use sip_registration::pjsip_conf::{Directory, Files, Loaded, Running, Severity, load, table};
+use sip_registration::{
+    Agent, AgentBuilder, Clock, DnsResolver, Event, Host, InboundMessage, Protocol, Registrar,
+    RegistrationId, SystemClock, TcpTransport, TlsTransport, UdpTransport,
+};
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT]";
+const HELP: &str = "show, show ID, json, json ID, register ID|*all, unregister ID|*all, refresh ID|*all, reload, quit";
+
+/// What a removal may take; the end of the program has a little more.
+const REMOVAL: Duration = Duration::from_secs(30);
+const FAREWELL: Duration = Duration::from_secs(33);
+
+#[derive(Default)]
+struct Options {
+    config: Option<String>,
+    check: bool,
+    nameserver: Option<SocketAddr>,
+}
+
+/// Which section is which registration; shared with those who print.
+#[derive(Clone, Default)]
+struct Names(Arc<Mutex<HashMap<RegistrationId, Arc<str>>>>);
+
+impl Names {
+    fn set(&self, running: &Running) {
+        let names = running.ids().map(|(name, id)| (id, Arc::clone(name)));
+        // What was removed keeps its name: its last event may still come.
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(names);
+    }
+
+    fn of(&self, id: RegistrationId) -> String {
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names
+            .get(&id)
+            .map_or_else(|| id.to_string(), ToString::to_string)
+    }
+}
+
+/// Says whose request it is, and leaves the answer to the agent: 200 to OPTIONS, else 480.
+struct Switchboard(Names);
+
+impl Host for Switchboard {
+    fn event(&self, _: RegistrationId, _: &Event) {}
+
+    fn message(&self, message: InboundMessage) -> std::result::Result<(), InboundMessage> {
+        let method = message.request().map_or_else(
+            |_| "a message".to_owned(),
+            |request| request.method().to_owned(),
+        );
+        let whose = match &message.registration {
+            Some(found) => {
+                let endpoint = found.endpoint.as_deref().unwrap_or("none");
+                format!(
+                    "registration {}, endpoint {endpoint}",
+                    self.0.of(found.registration)
+                )
+            }
+            None => "no registration".to_owned(),
+        };
+        println!("{method} from {}: {whose}", message.source);
+        Err(message)
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(problem) => {
+            eprintln!("{problem}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(options).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<ExitCode> {
+    let config = options.config.ok_or(USAGE)?;
+    let path = Path::new(&config);
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or("--config names no file")?;
+    let files = Directory::new(path.parent().unwrap_or_else(|| Path::new("")));
+    let loaded = load(&files, name);
+    if options.check {
+        print!("{loaded}");
+        return Ok(if loaded.has_errors() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        });
+    }
+    complain(&loaded);
+    let names = Names::default();
+    let mut agent = Agent::builder().host(Switchboard(names.clone()));
+    if let Some(nameserver) = options.nameserver {
+        agent = agent.resolver(DnsResolver::builder().name_server(nameserver).build());
+    }
+    let mut tls = HashMap::new();
+    agent = transports(agent, &loaded, &files, &mut tls).await?;
+    let mut service = Service {
+        agent: agent.build().await?,
+        running: Running::new(),
+        names,
+        files,
+        name: name.to_owned(),
+        tls,
+    };
+    let mut events = service.agent.events();
+    let names = service.names.clone();
+    let printing = tokio::spawn(async move {
+        while let Some((id, event)) = events.next().await {
+            println!("{} {event}", names.of(id));
+        }
+    });
+    let mut commands = Some(standard_input());
+    let mut signals = Signals::new()?;
+    service.start(loaded).await?;
+    println!("{HELP}");
+    loop {
+        let command = tokio::select! {
+            signal = signals.next() => if signal == Signal::Reload { "reload".to_owned() } else { break },
+            command = next(&mut commands) => command,
+        };
+        if command == "quit" {
+            break;
+        }
+        // A reload may wait for registrars that do not answer; the end does not wait for it.
+        let end = tokio::select! {
+            () = service.command(&command) => false,
+            () = signals.end() => true,
+        };
+        if end {
+            break;
+        }
+    }
+    for (id, fate) in service.agent.shutdown(FAREWELL).await {
+        println!("{} binding {fate}", service.names.of(id));
+    }
+    let _ = printing.await;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Service {
+    agent: Agent,
+    running: Running,
+    names: Names,
+    files: Directory,
+    name: String,
+    tls: HashMap<Arc<str>, Arc<TlsTransport>>,
+}
+
+impl Service {
+    async fn start(&mut self, loaded: Loaded) -> Result<()> {
+        self.running.apply(&self.agent, loaded, REMOVAL).await?;
+        self.names.set(&self.running);
+        Ok(())
+    }
+
+    async fn command(&mut self, line: &str) {
+        let line = line.trim();
+        let (command, id) = line.split_once(' ').unwrap_or((line, ""));
+        match (command, id.trim()) {
+            ("", _) => {}
+            ("reload", "") => self.reload().await,
+            ("show" | "json", id) => self.show(id, command == "json").await,
+            ("register" | "unregister" | "refresh", "") => {
+                println!("{command} needs an id or *all")
+            }
+            ("register" | "unregister" | "refresh", "*all") => {
+                for (name, id) in self.running.ids() {
+                    self.send(command, name, id);
+                }
+            }
+            ("register" | "unregister" | "refresh", name) => match self.running.id(name) {
+                Some(id) => self.send(command, name, id),
+                None => println!("Unable to retrieve registration {name}"),
+            },
+            _ => println!("{HELP}"),
+        }
+    }
+
+    /// In a task of its own: a registrar may take its time.
+    fn send(&self, command: &str, name: &str, id: RegistrationId) {
+        let (agent, command, name) = (self.agent.clone(), command.to_owned(), name.to_owned());
+        tokio::spawn(async move {
+            let done = match command.as_str() {
+                "register" => agent.reregister(id).await.map(|()| "taken".to_owned()),
+                "refresh" => agent.refresh(id).await.map(|()| "taken".to_owned()),
+                _ => agent
+                    .unregister(id)
+                    .await
+                    .map(|removal| removal.to_string()),
+            };
+            println!(
+                "{name} {command}: {}",
+                done.unwrap_or_else(|error| error.to_string())
+            );
+        });
+    }
+
+    async fn reload(&mut self) {
+        let new = self.running.loaded().reload(&self.files, &self.name);
+        complain(&new);
+        for transport in new.transports() {
+            let (Some(files), Some(running)) =
+                (&transport.tls, self.tls.get(transport.config.name()))
+            else {
+                continue;
+            };
+            // Renewed certificates count for new connections.
+            let renewed = files.config(&self.files).map_err(|error| error.to_string());
+            if let Err(error) =
+                renewed.and_then(|tls| running.renew(tls).map_err(|error| error.to_string()))
+            {
+                println!("transport {}: {error}", transport.config.name());
+            }
+        }
+        match self.running.apply(&self.agent, new, REMOVAL).await {
+            Ok(applied) => print!("{applied}"),
+            Err(error) => println!("{error}"),
+        }
+        self.names.set(&self.running);
+        println!("reloaded");
+    }
+
+    async fn show(&self, name: &str, json: bool) {
+        let mut details = self
+            .running
+            .details(&self.agent, SystemClock::new().now())
+            .await;
+        if !name.is_empty() {
+            details.retain(|detail| detail.object_name == name);
+            if details.is_empty() {
+                return println!("Unable to retrieve registration {name}");
+            }
+        }
+        match details.first() {
+            _ if json => match serde_json::to_string_pretty(&details) {
+                Ok(text) => println!("{text}"),
+                Err(error) => println!("{error}"),
+            },
+            Some(detail) if !name.is_empty() => {
+                print!("{detail}");
+                for auth in self.running.loaded().auth_details(name) {
+                    print!("\n{auth}");
+                }
+            }
+            _ => print!("{}", table(&details)),
+        }
+    }
+}
+
+/// The transports of the file; one that cannot be made of its TLS files is left out.
+async fn transports(
+    mut agent: AgentBuilder,
+    loaded: &Loaded,
+    files: &dyn Files,
+    tls: &mut HashMap<Arc<str>, Arc<TlsTransport>>,
+) -> Result<AgentBuilder> {
+    for transport in loaded.transports() {
+        let (name, config) = (
+            Arc::clone(transport.config.name()),
+            transport.config.clone(),
+        );
+        agent = match (config.protocol(), &transport.tls) {
+            (Protocol::Udp, _) => {
+                let bind = config.bind();
+                let udp = UdpTransport::bind(config)
+                    .await
+                    .map_err(|error| format!("transport {name}, {bind}: {error}"))?;
+                agent.transport(name, udp)
+            }
+            (Protocol::Tcp, _) => agent.transport(name, TcpTransport::new(config)),
+            (_, Some(of)) => match of.config(files) {
+                Ok(made) => {
+                    let made = Arc::new(TlsTransport::new(config, made)?);
+                    tls.insert(Arc::clone(&name), Arc::clone(&made));
+                    agent.transport(name, made)
+                }
+                Err(error) => {
+                    eprintln!("transport {name} is left out: {error}");
+                    agent
+                }
+            },
+            // Nothing else carries registrations.
+            (_, None) => agent,
+        };
+    }
+    Ok(agent)
+}
+
+fn complain(loaded: &Loaded) {
+    for said in loaded.diagnostics() {
+        eprintln!("{said}");
+    }
+    let errors = loaded
+        .diagnostics()
+        .iter()
+        .filter(|said| said.severity == Severity::Error)
+        .count();
+    println!(
+        "{} registration(s), {errors} error(s)",
+        loaded.registrations().count()
+    );
+}
+
+/// The lines of standard input, from a thread: a read of it cannot be cancelled.
+fn standard_input() -> mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin()
+            .lock()
+            .lines()
+            .map_while(std::result::Result::ok)
+        {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// The next command; never, once the input has ended.
+async fn next(commands: &mut Option<mpsc::UnboundedReceiver<String>>) -> String {
+    if let Some(receiver) = commands {
+        if let Some(line) = receiver.recv().await {
+            return line;
+        }
+        *commands = None;
+    }
+    std::future::pending().await
+}
+
+#[derive(PartialEq)]
+enum Signal {
+    Reload,
+    End,
+}
+
+#[cfg(unix)]
+struct Signals {
+    hangup: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hangup.recv() => Signal::Reload,
+            _ = self.terminate.recv() => Signal::End,
+            _ = self.interrupt.recv() => Signal::End,
+        }
+    }
+
+    /// Leaves a SIGHUP for later.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> Signal {
+        self.end().await;
+        Signal::End
+    }
+
+    async fn end(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options, String> {
+    let mut options = Options::default();
+    while let Some(flag) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{flag} needs a value"));
+        match flag.as_str() {
+            "--config" => options.config = Some(value()?),
+            "--check" => options.check = true,
+            "--nameserver" => {
+                let text = value()?;
+                let address = text
+                    .parse()
+                    .map_err(|_| format!("{flag} {text:?} is not an address and a port"))?;
+                options.nameserver = Some(address);
+            }
+            other => return Err(format!("unknown argument {other:?}")),
+        }
+    }
+    if options.config.is_none() {
+        return Err("--config is missing".to_owned());
+    }
+    Ok(options)
+}
