@@ -182,7 +182,8 @@ impl Binding {
 pub enum Removal {
     /// The registrar confirmed it.
     Removed,
-    /// The registrar refused: the binding lives until it expires.
+    /// The registrar refused: the binding lives until it expires. 200 where it accepted the request and lists our Contact
+    /// with time left all the same.
     Refused(u16),
     /// Nobody answered in time, or the request could not be sent.
     Unanswered,

@@ -103,6 +103,16 @@ pub(crate) fn bindings(response: &Response, sent: Sent<'_>) -> Box<[Binding]> {
         .collect()
 }
 
+/// Whether an answer to an un-REGISTER lists our Contact all the same, with time left
+///
+/// Only a Contact that is ours without doubt: a sole one with our user part may well be another device's.
+pub(crate) fn lives_on(response: &Response, sent: Sent<'_>) -> bool {
+    let listed = list(response);
+    named(&listed, sent)
+        .iter()
+        .any(|contact| contact.expires.is_some_and(|seconds| seconds > 0))
+}
+
 fn list(response: &Response) -> Vec<Listed> {
     response
         .contacts()
@@ -141,6 +151,24 @@ fn list(response: &Response) -> Vec<Listed> {
 
 /// D8, in its order: instance and reg-id, our token, URI comparison, a sole Contact that kept what names us.
 fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
+    let named = named(listed, sent);
+    let sent = SipUri::parse(sent.uri).ok();
+    match (listed, &sent) {
+        ([sole], Some(sent))
+            if named.is_empty()
+                && sole
+                    .uri
+                    .as_ref()
+                    .is_some_and(|uri| same_but_for_host(uri, sent)) =>
+        {
+            vec![sole]
+        }
+        _ => named,
+    }
+}
+
+/// Those that are ours without doubt
+fn named<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
     let sent_uri = SipUri::parse(sent.uri).ok();
     let rules: [&dyn Fn(&Listed) -> bool; 3] = [
         &|contact| {
@@ -166,17 +194,7 @@ fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
             return found;
         }
     }
-    match (listed, &sent_uri) {
-        ([sole], Some(sent))
-            if sole
-                .uri
-                .as_ref()
-                .is_some_and(|uri| same_but_for_host(uri, sent)) =>
-        {
-            vec![sole]
-        }
-        _ => Vec::new(),
-    }
+    Vec::new()
 }
 
 /// Whether only host and port differ: what an SBC or a NAT helper does to a Contact

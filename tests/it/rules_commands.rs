@@ -348,3 +348,62 @@ fn d21_what_a_removal_waited_for_is_taken_from_its_time() {
     sim.advance(secs(25));
     assert_eq!(sim.removals(), [Removal::Unanswered]);
 }
+
+#[test]
+fn d21_a_removal_that_the_registrar_only_pretends_is_told() {
+    let removed = |contact: &str| {
+        let mut sim = Sim::registered(under(Policy::default()), secs(600));
+        let id = sim.id();
+        sim.remove(id, secs(35));
+        let removal = sim.sent();
+        let contact = contact.replace("OURS", &removal.text_of("Contact"));
+        sim.reply(&removal, Reply::status(200).header("Contact", &contact));
+        assert!(sim.is_silent(), "once is enough");
+        assert_eq!(sim.deadline(), None);
+        assert_matches!(&sim.events()[..], [Event::Unregistered(_)]);
+        sim.removals()
+    };
+    assert_eq!(removed("OURS;expires=600"), [Removal::Refused(200)]);
+    assert_eq!(
+        removed("<sip:bob@192.0.2.7>;expires=5, OURS;expires=600"),
+        [Removal::Refused(200)]
+    );
+    // Gone, not said for how long, or another device of the same name.
+    for listed in [
+        "OURS;expires=0",
+        "OURS",
+        "<sip:s@192.0.2.77:5060>;expires=600",
+    ] {
+        assert_eq!(removed(listed), [Removal::Removed], "{listed}");
+    }
+}
+
+#[test]
+fn d21_an_entry_that_stays_keeps_the_lease_that_was_not_removed() {
+    let mut sim = Sim::registered(under(Policy::default()), secs(600));
+    sim.input(Input::Stop(secs(35)));
+    let removal = sim.sent();
+    sim.reply(&removal, Reply::granted(600));
+    assert_eq!(sim.removals(), [Removal::Refused(200)]);
+    assert!(sim.status().is_registered(), "calls still arrive");
+    assert_eq!(sim.status().activity, Activity::Idle);
+    sim.advance_to(secs(600));
+    assert!(!sim.status().is_registered());
+}
+
+#[test]
+fn a_removal_of_all_that_leaves_ours_is_told_and_the_refresh_stays_planned() {
+    let mut sim = Sim::registered(under(Policy::asterisk()), secs(600));
+    sim.input(Input::RemoveAll);
+    let removal = sim.sent();
+    assert_eq!(removal.text_of("Contact"), "*");
+    let ours = "<sip:s@192.0.2.1:5060>;expires=600";
+    sim.reply(&removal, Reply::status(200).header("Contact", ours));
+    assert_matches!(
+        &sim.events()[..],
+        [Event::Unregistered(Removal::Refused(200))]
+    );
+    assert!(sim.status().is_registered());
+    sim.advance_to(secs(590));
+    assert_eq!(sim.sent().text_of("Expires"), "3600", "the refresh");
+}

@@ -567,10 +567,18 @@ impl Machine {
                 }));
                 self.finish(cx);
             }
+            Purpose::Unregister if lease::lives_on(response, sent) => {
+                self.unregistered(cx, Removal::Refused(response.code()));
+            }
             Purpose::Unregister => self.unregistered(cx, Removal::Removed),
             Purpose::Query => {
                 let bindings = lease::bindings(response, sent);
                 cx.out.push(Output::Event(Event::Bindings(bindings)));
+                self.back(cx);
+            }
+            Purpose::RemoveAll if lease::lives_on(response, sent) => {
+                let removal = Removal::Refused(response.code());
+                cx.out.push(Output::Event(Event::Unregistered(removal)));
                 self.back(cx);
             }
             Purpose::RemoveAll => {
