@@ -42,7 +42,7 @@
 //! let said: Vec<_> = loaded.diagnostics().iter().map(ToString::to_string).collect();
 //! assert_eq!(said, [
 //!     "pjsip.conf:13: warning: [office] support_path = yse: neither yes nor no: taken for no, as Asterisk does",
-//!     "pjsip.conf:18: error: [home] expiration = 0: expiration is 0ns, not from 1 to 4294967295 seconds",
+//!     "pjsip.conf:18: error: [home] expiration = 0: not one of the seconds from 1 to 4294967295",
 //! ]);
 //! ```
 //!
