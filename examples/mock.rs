@@ -12,7 +12,10 @@ async fn status_line(events: &mut Events) -> String {
     while let Some((_, event)) = events.next().await {
         match &*event {
             Event::Registered(_) | Event::Refreshed(_) => return "online".to_owned(),
-            Event::FlowLost { next_in, .. } => {
+            Event::FlowLost {
+                next_in: Some(next_in),
+                ..
+            } => {
                 return format!("reconnecting within {} s", next_in.as_secs() + 1);
             }
             Event::Rejected {

@@ -161,18 +161,20 @@ pub use agent::{
     Agent, AgentBuilder, AgentError, Clock, Events, Messages, RegistrationHandle, SystemClock,
 };
 pub use config::{
-    Algorithm, AuthPolicy, BuildError, Change, ConfigWarning, ContactUser, Credentials,
-    CredentialsError, InitialDelay, Mechanism, MechanismError, Policy, Redirects, RefreshLead,
-    RefreshPolicy, Registration, RegistrationBuilder, RetryPolicy, Route, Secret,
-    SecurityNegotiation, Timers, TransportConfig, TransportConfigError,
+    Algorithm, AuthPolicy, BuildError, Change, ConfigWarning, ContactRewriting, ContactUser,
+    Credentials, CredentialsError, InitialDelay, KeepAlivePolicy, Mechanism, MechanismError,
+    Policy, Redirects, RefreshLead, RefreshPolicy, Registration, RegistrationBuilder, RetryPolicy,
+    Route, Secret, SecurityNegotiation, Timers, TransportConfig, TransportConfigError,
+    UdpKeepAlive,
 };
 pub use error::Error;
 pub use proto::{
     Activity, Binding, Contact, Cx, Entropy, Event, Exchange, Failure, FailureClass, FlowError,
     FlowId, FlowInfo, Frame, FrameError, Framer, GiveUp, Guarded, Headers, Identity, Input,
-    LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr, OpId, Output, ParamValue,
-    ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered, RegistrationId, Removal,
-    Request, Response, Status, Target, TargetOutcome, TlsError, Via, Warning,
+    KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr, OpId,
+    Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
+    RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError, Via,
+    Warning,
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;

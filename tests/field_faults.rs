@@ -837,6 +837,7 @@ fn f32_ipv6_is_always_in_brackets_and_zones_stay_at_home() {
     let opened = feed(Input::Opened {
         op,
         result: Ok((FlowId::new(1), info)),
+        retry_in: None,
     });
     let [Output::Transmit { message, .. }] = &opened[..] else {
         panic!("{opened:?}")

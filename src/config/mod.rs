@@ -3,6 +3,7 @@
 mod builder;
 pub(crate) mod credentials;
 mod error;
+mod keep_alive;
 mod policy;
 mod security;
 pub(crate) mod syntax;
@@ -14,6 +15,7 @@ pub use builder::RegistrationBuilder;
 use builder::{Explicit, is_transport, realm};
 pub use credentials::{Algorithm, Credentials, CredentialsError, Secret};
 pub use error::{BuildError, ConfigWarning};
+pub use keep_alive::{ContactRewriting, KeepAlivePolicy, UdpKeepAlive};
 pub use policy::{
     AuthPolicy, InitialDelay, Policy, Redirects, RefreshLead, RefreshPolicy, RetryPolicy, Timers,
 };

@@ -1,5 +1,6 @@
 //! How a registration behaves where RFC 3261 leaves a choice: three profiles and their single values.
 
+use super::keep_alive::{ContactRewriting, KeepAlivePolicy};
 use crate::{Algorithm, BuildError};
 use std::time::Duration;
 
@@ -58,6 +59,17 @@ pub struct Policy {
     pub auto_lr: bool,
     /// Whether `expiration = 4294967295` is allowed and means a REGISTER without Expires; only in `asterisk()` (D9).
     pub allow_no_expires: bool,
+    /// How flows are kept alive (D14).
+    pub keep_alive: KeepAlivePolicy,
+    /// Whether a registration with `support_outbound` whose flow cannot be made waits by RFC 5626 §4.5 instead of
+    /// `retry_interval`; default `true`, `asterisk()` `false` (D13)
+    ///
+    /// The first time 30–60 s, or 90–180 s while another flow of the agent is up, then twice as long up to 1800 s, half to
+    /// all of it. `max_retries` counts such attempts as others; `retry_interval` 0 ends the registration as ever. Without
+    /// `support_outbound`, and for all other failures, `retry_interval` holds.
+    pub flow_recovery: bool,
+    /// Whether the Contact takes the address that the registrar sees; default [`ContactRewriting::Off`] (F30).
+    pub contact_rewriting: ContactRewriting,
     /// Whether Via carries `alias` on streams; default `false`, as RFC 5923 asks more than a parameter, `asterisk()` `true`.
     pub via_alias: bool,
     /// How long before a certificate of a flow expires grants come with a warning, once a flow; default 14 days, 0 is
@@ -103,6 +115,8 @@ impl Policy {
             security_verify_on_refresh: false,
             allow_no_expires: true,
             via_alias: true,
+            keep_alive: KeepAlivePolicy::asterisk(),
+            flow_recovery: false,
             ..Self::default()
         }
     }
@@ -201,6 +215,7 @@ impl Policy {
                 }
             }
         }
+        self.keep_alive.check()?;
         if auth.algorithms.is_empty()
             || (auth.reject_md5 && auth.algorithms.iter().all(|a| *a == Algorithm::Md5))
         {
@@ -235,6 +250,9 @@ impl Default for Policy {
             security_verify_on_refresh: true,
             auto_lr: false,
             allow_no_expires: false,
+            keep_alive: KeepAlivePolicy::default(),
+            flow_recovery: true,
+            contact_rewriting: ContactRewriting::Off,
             via_alias: false,
             certificate_warning: Duration::from_secs(14 * 86_400),
         }

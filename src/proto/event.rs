@@ -72,6 +72,9 @@ pub struct Exchange {
     pub server: Option<Box<str>>,
     /// Require of a 421, Unsupported of a 420: the extensions it is about
     pub extensions: Box<[String]>,
+    /// Where the peer saw the request come from, as its answer says (`received` and `rport`, RFC 3581): our own end, or
+    /// what a NAT made of it; none where it did not say, or said what cannot be
+    pub mapped: Option<std::net::SocketAddr>,
 }
 
 /// What the registrar granted
@@ -245,6 +248,14 @@ pub enum Warning {
     /// The peer's certificate was not checked, as the transport was told: anybody may be there. Told once a flow
     #[error("the peer's certificate was not checked")]
     UnverifiedPeer,
+    /// An answer showed us at another address than those before it: a NAT has forgotten us once.
+    #[error("mapped address changed from {from} to {to}")]
+    MappingChanged {
+        /// Where the peer saw us before
+        from: std::net::SocketAddr,
+        /// Where it sees us now
+        to: std::net::SocketAddr,
+    },
     /// The server's own proof (`rspauth`) was wrong.
     #[error("the registrar's rspauth is wrong")]
     ServerNotAuthenticated,
@@ -306,8 +317,8 @@ pub enum Event {
         flow: FlowId,
         /// Why
         error: FlowError,
-        /// When it registers again, from now
-        next_in: Duration,
+        /// When it registers again, from now; none where nothing is planned: paused, ended, or about to be removed
+        next_in: Option<Duration>,
     },
     /// The binding was removed on request, or could not be.
     Unregistered(Removal),
@@ -373,13 +384,18 @@ impl fmt::Display for Event {
                 )
             }
             Self::Expired { next_in: None } => f.write_str("binding expired, not reachable"),
-            Self::FlowLost { error, next_in, .. } => {
+            Self::FlowLost {
+                error,
+                next_in: Some(next),
+                ..
+            } => {
                 write!(
                     f,
                     "connection lost: {error}; registering again in {}",
-                    seconds(*next_in)
+                    seconds(*next)
                 )
             }
+            Self::FlowLost { error, .. } => write!(f, "connection lost: {error}"),
             Self::Unregistered(Removal::Removed) => f.write_str("unregistered"),
             Self::Unregistered(removal) => write!(f, "unregistered: {removal}"),
             Self::Bindings(list) => write!(f, "the registrar lists {} binding(s)", list.len()),
@@ -461,6 +477,8 @@ pub struct LeaseStatus {
     pub target: Target,
     /// False where the answer did not list our Contact
     pub confirmed: bool,
+    /// Where the registrar, or the first proxy, sees us, see [`FlowInfo::mapped`](crate::FlowInfo::mapped)
+    pub mapped: Option<std::net::SocketAddr>,
 }
 
 impl LeaseStatus {
@@ -473,6 +491,7 @@ impl LeaseStatus {
             flow: Some(flow),
             target,
             confirmed: true,
+            mapped: None,
         }
     }
 }

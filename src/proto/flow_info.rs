@@ -130,6 +130,8 @@ pub struct FlowInfo {
     peer_certificate_until: Option<SystemTime>,
     own_certificate_until: Option<SystemTime>,
     unverified: bool,
+    keep_alive: KeepAlive,
+    mapped: Option<SocketAddr>,
 }
 
 impl FlowInfo {
@@ -145,7 +147,41 @@ impl FlowInfo {
             peer_certificate_until: None,
             own_certificate_until: None,
             unverified: false,
+            keep_alive: KeepAlive::Ours,
+            mapped: None,
         }
+    }
+
+    /// Says who sends keep-alives; default [`KeepAlive::Ours`].
+    #[must_use]
+    pub const fn with_keep_alive(mut self, by: KeepAlive) -> Self {
+        self.keep_alive = by;
+        self
+    }
+
+    /// Sets where the peer sees us, as far as that is known; default unknown.
+    #[must_use]
+    pub const fn with_mapped(mut self, address: Option<SocketAddr>) -> Self {
+        self.mapped = address;
+        self
+    }
+
+    /// Who sends keep-alives on this flow.
+    #[must_use]
+    pub const fn keep_alive(&self) -> KeepAlive {
+        self.keep_alive
+    }
+
+    /// Where the peer sees us: our end, or what a NAT made of it (`received` and `rport`, RFC 3581; STUN). None before an
+    /// answer has shown it; kept for the flow's life.
+    #[must_use]
+    pub const fn mapped(&self) -> Option<SocketAddr> {
+        self.mapped
+    }
+
+    /// Whether the transport says what Contact shows, so that nothing else takes its place.
+    pub(crate) const fn says_contact(&self) -> bool {
+        self.contact.is_some() || self.sent_by.is_some()
     }
 
     /// Sets when the peer's certificate expires; default none. Within
@@ -238,6 +274,25 @@ impl FlowInfo {
     }
 }
 
+/// Who sends keep-alives on a flow
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepAlive {
+    /// The pool, as [`KeepAlivePolicy`](crate::KeepAlivePolicy) has it
+    #[default]
+    Ours,
+    /// The host, who owns the socket and knows its other users; the pool sends none
+    Hosts,
+}
+
+/// What a 2xx to a REGISTER says of keep-alives (RFC 5626 §4.4, RFC 6223 §4.3)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeepAliveTerms {
+    /// Whether the peer has agreed to answer: `Require: outbound`, `Flow-Timer`, or a `keep` with a value
+    pub negotiated: bool,
+    /// The seconds it asks for: `Flow-Timer`, or a `keep` above 0
+    pub interval: Option<u32>,
+}
+
 /// `host:port` for the wire: IPv6 in brackets and without its zone id, which means nothing to anybody else
 pub(crate) fn host_port(address: SocketAddr) -> String {
     match address {
@@ -304,6 +359,20 @@ pub enum FlowError {
         /// The system's text
         message: Arc<str>,
     },
+    /// A keep-alive was not answered in time, where an answer was due (RFC 5626 §4.4.1, §4.4.2).
+    #[error("no answer to a keep-alive within {0:?}")]
+    KeepAliveUnanswered(Duration),
+    /// A keep-alive was answered with a STUN error (RFC 5626 §4.4.2).
+    #[error("keep-alive refused with STUN error {0}")]
+    KeepAliveRefused(u16),
+    /// A NAT on the way has given us another address: what goes to the old one does not arrive (RFC 5626 §4.4.2).
+    #[error("mapped address changed from {from} to {to}")]
+    MappingChanged {
+        /// Where the peer saw us before
+        from: SocketAddr,
+        /// Where it sees us now
+        to: SocketAddr,
+    },
     /// The host or the agent closed it.
     #[error("closed by us")]
     ClosedByUs,
@@ -318,8 +387,11 @@ impl FlowError {
             | Self::Reset
             | Self::ConnectTimeout(_)
             | Self::NotSip(_)
+            | Self::KeepAliveUnanswered(_)
             | Self::Io { .. } => true,
-            Self::Full
+            Self::KeepAliveRefused(_)
+            | Self::MappingChanged { .. }
+            | Self::Full
             | Self::Setting { .. }
             | Self::NoTransport(_)
             | Self::UnknownTransport(_)

@@ -3,16 +3,20 @@
 mod digest;
 mod entropy;
 mod event;
+mod flow;
 mod flow_info;
 mod frame;
 mod guard;
 mod ids;
+mod keep_alive;
 mod lease;
 mod locate;
 mod machine;
+mod mapping;
 mod message;
 mod pool;
 mod setters;
+mod stun;
 mod transaction;
 mod verdict;
 
@@ -24,7 +28,7 @@ pub use event::{
 };
 #[cfg(feature = "tokio")]
 pub(crate) use flow_info::host_port;
-pub use flow_info::{FlowError, FlowInfo, Protocol, Target, TlsError};
+pub use flow_info::{FlowError, FlowInfo, KeepAlive, KeepAliveTerms, Protocol, Target, TlsError};
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
 pub use locate::TargetOutcome;

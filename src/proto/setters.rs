@@ -80,9 +80,13 @@ setters!(Exchange {
     with_server(server: impl Into<Box<str>>) => Some(server.into());
     /// Sets the extensions that a 420 or 421 names.
     with_extensions(extensions: impl IntoIterator<Item = impl Into<String>>) => list(extensions);
+    /// Sets where the peer saw the request come from.
+    with_mapped(mapped: SocketAddr) => Some(mapped);
 });
 
 setters!(LeaseStatus {
+    /// Sets where the peer sees us.
+    with_mapped(mapped: Option<SocketAddr>) => mapped;
     /// Sets the flow; none where it has ended.
     with_flow(flow: Option<FlowId>) => flow;
     /// Says whether the answer listed our Contact.

@@ -2,7 +2,8 @@
 
 use super::server_wire::reason;
 use crate::{FlowId, Request, Target};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 /// A request that went out in a [`Sim`](super::Sim), or over a `MockTransport`
@@ -65,6 +66,8 @@ pub struct Reply {
     code: u16,
     headers: Vec<(String, String)>,
     grant: Grant,
+    seen_from: Option<SocketAddr>,
+    keep: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +99,8 @@ impl Reply {
             code,
             headers: Vec::new(),
             grant: Grant::Nothing,
+            seen_from: None,
+            keep: None,
         }
     }
 
@@ -122,11 +127,43 @@ impl Reply {
         self
     }
 
+    /// Fills in `received` and `rport` of the topmost Via, as a server does that sees the request come from `source` (RFC
+    /// 3581 §4). Without, Via comes back as it was sent.
+    #[must_use]
+    pub const fn seen_from(mut self, source: SocketAddr) -> Self {
+        self.seen_from = Some(source);
+        self
+    }
+
+    /// Gives `keep` of the topmost Via a value, by which the server agrees to answer keep-alives (RFC 6223 §4.4).
+    #[must_use]
+    pub fn keep(mut self, value: &str) -> Self {
+        self.keep = Some(value.to_owned());
+        self
+    }
+
+    /// A Via value as this answer has it.
+    fn via(&self, value: &str) -> String {
+        let mut value = value.to_owned();
+        if let Some(source) = self.seen_from {
+            let filled = format!(";rport={};received={}", source.port(), source.ip());
+            value = value.replace(";rport", &filled);
+        }
+        if let Some(keep) = &self.keep {
+            value = value.replace(";keep", &format!(";keep={keep}"));
+        }
+        value
+    }
+
     /// The response to `request` as bytes.
     #[must_use]
     pub fn to(&self, request: &Request) -> Bytes {
         let mut text = format!("SIP/2.0 {} {}\r\n", self.code, reason(self.code));
-        for value in request.headers("Via") {
+        for (nth, value) in request.headers("Via").enumerate() {
+            let value = match nth {
+                0 => self.via(&value),
+                _ => value.into_owned(),
+            };
             text.push_str(&format!("Via: {value}\r\n"));
         }
         for name in ["From", "To", "Call-ID", "CSeq"] {
@@ -159,4 +196,56 @@ impl Reply {
                 .filter(|seconds| *seconds > 0),
         }
     }
+}
+
+/// The success response to a STUN Binding request, with `mapped` as XOR-MAPPED-ADDRESS (RFC 8489 §14.2).
+///
+/// None where `request` is no Binding request.
+#[must_use]
+pub fn stun_success(request: &[u8], mapped: SocketAddr) -> Option<Bytes> {
+    let cookie_and_id = stun_request(request)?;
+    let mut value = BytesMut::new();
+    value.put_u8(0);
+    value.put_u8(if mapped.is_ipv4() { 1 } else { 2 });
+    value.put_u16(mapped.port());
+    match mapped.ip() {
+        IpAddr::V4(ip) => value.put_slice(&ip.octets()),
+        IpAddr::V6(ip) => value.put_slice(&ip.octets()),
+    }
+    for (at, byte) in value.iter_mut().enumerate().skip(2) {
+        // The port is covered by the first two bytes of the cookie, the address by all of cookie and transaction.
+        let mask = if at < 4 { at - 2 } else { at - 4 };
+        *byte ^= cookie_and_id.get(mask).copied().unwrap_or_default();
+    }
+    Some(stun_response(0x0101, 0x0020, cookie_and_id, &value))
+}
+
+/// The error response to a STUN Binding request (RFC 8489 §14.8); none where `request` is no such request.
+#[must_use]
+pub fn stun_error(request: &[u8], code: u16) -> Option<Bytes> {
+    let value = [0, 0, (code / 100) as u8, (code % 100) as u8];
+    Some(stun_response(
+        0x0111,
+        0x0009,
+        stun_request(request)?,
+        &value,
+    ))
+}
+
+/// Cookie and transaction of a Binding request.
+fn stun_request(request: &[u8]) -> Option<&[u8]> {
+    let binding =
+        request.starts_with(&[0, 1]) && request.get(4..8) == Some(&[0x21, 0x12, 0xa4, 0x42]);
+    request.get(4..20).filter(|_| binding)
+}
+
+fn stun_response(kind: u16, attribute: u16, cookie_and_id: &[u8], value: &[u8]) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u16(kind);
+    out.put_u16(value.len() as u16 + 4);
+    out.put_slice(cookie_and_id);
+    out.put_u16(attribute);
+    out.put_u16(value.len() as u16);
+    out.put_slice(value);
+    out.freeze()
 }

@@ -9,10 +9,10 @@ mod server_net;
 mod server_wire;
 mod sim;
 
-pub use message::{Reply, SentRequest};
+pub use message::{Reply, SentRequest, stun_error, stun_success};
 #[cfg(feature = "tokio")]
 pub use mock::{MockTransport, Wire};
 pub use server::{Fault, LoggedRequest, ServerAlgorithm, ServerBinding, ServerReply, TestServer};
 #[cfg(feature = "tokio")]
 pub use server_net::RunningServer;
-pub use sim::Sim;
+pub use sim::{SentKeepAlive, Sim};

@@ -1,6 +1,6 @@
 //! Registrations in virtual time: no ports, no sleeps, no luck.
 
-use super::message::{Reply, SentRequest};
+use super::message::{Reply, SentRequest, stun_success};
 use crate::{
     Answer, CredentialsQuery, Cx, Entropy, Event, FlowError, FlowId, FlowInfo, Input, OpId, Pool,
     PoolOutput, Protocol, Query, QueryKind, Received, Registration, RegistrationId, Removal,
@@ -51,6 +51,19 @@ pub struct Sim {
     removals: Vec<(RegistrationId, Removal)>,
     messages: Vec<crate::InboundMessage>,
     closed: Vec<FlowId>,
+    kept: Vec<SentKeepAlive>,
+    keeps: Option<SocketAddr>,
+}
+
+/// A keep-alive that went out in a [`Sim`]: CRLFs, or STUN
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentKeepAlive {
+    /// When, as [`Sim::elapsed`] counts
+    pub at: Duration,
+    /// The flow it went out on
+    pub flow: FlowId,
+    /// Its bytes
+    pub message: Bytes,
 }
 
 impl Sim {
@@ -98,6 +111,8 @@ impl Sim {
             removals: Vec::new(),
             messages: Vec::new(),
             closed: Vec::new(),
+            kept: Vec::new(),
+            keeps: None,
         };
         for registration in registrations {
             sim.add(registration);
@@ -355,6 +370,9 @@ impl Sim {
                 self.with(|pool, cx| pool.opened(cx, flow, result));
             }
             PoolOutput::Close(flow) => self.closed.push(flow),
+            PoolOutput::Send { flow, message } if matches!(message.first(), Some(b'\r' | 0)) => {
+                self.kept_alive(flow, message);
+            }
             PoolOutput::Send { flow, message } => {
                 let request = Request::parse(message).expect("what we write can be read");
                 let target = self
@@ -373,6 +391,49 @@ impl Sim {
             PoolOutput::Event(id, event) => self.events.push((id, event)),
             PoolOutput::Done(id, removal) => self.removals.push((id, removal)),
             PoolOutput::Message(message) => self.messages.push(message),
+        }
+    }
+
+    /// From now on the peers answer keep-alives: pongs on streams, STUN with this mapped address on UDP; none: no more.
+    pub const fn answer_keep_alives(&mut self, mapped: Option<SocketAddr>) {
+        self.keeps = mapped;
+    }
+
+    /// The keep-alives that went out since the last call; an OPTIONS is among what was [`sent`](Self::sent).
+    pub fn keep_alives(&mut self) -> Vec<SentKeepAlive> {
+        std::mem::take(&mut self.kept)
+    }
+
+    /// The peer of a stream answers a keep-alive.
+    pub fn pong(&mut self, flow: FlowId) {
+        self.deliver(flow, Bytes::from_static(b"\r\n"));
+    }
+
+    /// Delivers bytes on a flow, from its other end.
+    ///
+    /// # Panics
+    /// When the flow was never opened.
+    pub fn deliver(&mut self, flow: FlowId, message: Bytes) {
+        let target = self.flows.get(&flow).expect("a flow that was opened");
+        let mut received = Received::new(target.address(), message);
+        if target.protocol().is_reliable() {
+            received = received.with_flow(flow);
+        }
+        self.with(|pool, cx| pool.received(cx, received));
+    }
+
+    fn kept_alive(&mut self, flow: FlowId, message: Bytes) {
+        let answer = self.keeps.and_then(|mapped| match &message[..] {
+            b"\r\n\r\n" => Some(Bytes::from_static(b"\r\n")),
+            request => stun_success(request, mapped),
+        });
+        self.kept.push(SentKeepAlive {
+            at: self.elapsed(),
+            flow,
+            message,
+        });
+        if let Some(answer) = answer {
+            self.deliver(flow, answer);
         }
     }
 

@@ -186,6 +186,7 @@ impl World {
                 Output::Proved { .. }
                 | Output::Target { .. }
                 | Output::Cancel(_)
+                | Output::Answered { .. }
                 | Output::Event(_) => {}
             }
         }
@@ -271,7 +272,11 @@ impl World {
                         let local = "192.0.2.1:5060".parse().expect("an address");
                         let info = Arc::new(FlowInfo::new(Protocol::Udp, local, address(5060)));
                         let result = Ok((FlowId::new(self.flow), info));
-                        self.feed(Input::Opened { op, result });
+                        self.feed(Input::Opened {
+                            op,
+                            result,
+                            retry_in: None,
+                        });
                     }
                     Asked::Credentials(op) => {
                         self.secrets += u32::from(act == Act::ServeOther);
@@ -289,7 +294,11 @@ impl World {
                 }
                 Asked::Open(op) => {
                     let result = Err(FlowError::Refused);
-                    self.feed(Input::Opened { op, result });
+                    self.feed(Input::Opened {
+                        op,
+                        result,
+                        retry_in: None,
+                    });
                 }
                 Asked::Credentials(op) => self.feed(Input::Credentials { op, secret: None }),
                 Asked::Guard(op) => self.feed(Input::Guarded { op, allowed: false }),
@@ -378,6 +387,7 @@ impl World {
             Input::Opened {
                 op,
                 result: Err(FlowError::Refused),
+                retry_in: None,
             },
             Input::Held(op),
             Input::Credentials { op, secret: None },

@@ -455,7 +455,7 @@ fn whatever_a_host_or_a_mock_has_to_produce_can_be_made() {
         Event::FlowLost {
             flow: FlowId::new(4),
             error: FlowError::Closed,
-            next_in: HOUR,
+            next_in: Some(HOUR),
         },
         Event::Unregistered(Removal::Refused(403)),
         Event::Bindings([binding].into()),
@@ -672,6 +672,7 @@ fn one_machine_is_driven_by_hand() {
                 Output::Open { op, .. } => Input::Opened {
                     op,
                     result: Ok((FlowId::new(1), Arc::clone(&info))),
+                    retry_in: None,
                 },
                 Output::Credentials { op, query } => {
                     let secret =
@@ -694,7 +695,10 @@ fn one_machine_is_driven_by_hand() {
                     removal = Some(fate);
                     continue;
                 }
-                Output::Proved { .. } | Output::Target { .. } | Output::Cancel(_) => continue,
+                Output::Proved { .. }
+                | Output::Target { .. }
+                | Output::Answered { .. }
+                | Output::Cancel(_) => continue,
             };
             machine.handle(
                 &mut Cx {

@@ -212,7 +212,7 @@ impl Phone {
     /// The flow of the binding ended; when it registers again.
     async fn flow_lost(&mut self) -> Duration {
         match &*self.outcome().await {
-            Event::FlowLost { next_in, .. } => *next_in,
+            Event::FlowLost { next_in, .. } => next_in.expect("registers again"),
             other => panic!("no flow was lost: {other}"),
         }
     }

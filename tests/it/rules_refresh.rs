@@ -93,7 +93,7 @@ fn d2_a_connection_that_is_closed_after_each_grant_is_waited_for_longer_and_long
     for (n, wait) in waits.iter().enumerate() {
         let most = f64::min(60.0, f64::from(1 << n.min(6)));
         assert!(
-            *wait >= f64::max(1.0, most / 2.0) - 1e-6 && *wait <= most + 1e-6,
+            *wait >= f64::max(1.0, most / 2.0) - 1e-6 && *wait <= most + 0.01 + 1e-6,
             "{waits:?}"
         );
     }
@@ -110,7 +110,8 @@ fn d2_a_connection_that_is_closed_after_each_grant_is_waited_for_longer_and_long
     let register = sim.sent();
     sim.reply(&register, Reply::granted(3600));
     sim.fail_flow(register.flow(), FlowError::Closed);
-    assert_eq!(sim.deadline(), Some(secs(1)));
+    let next = sim.deadline().expect("registers again");
+    assert!((secs(1)..=Duration::from_millis(1010)).contains(&next));
 }
 
 #[test]
@@ -128,7 +129,8 @@ fn d2_a_refresh_of_a_lease_that_held_resets_the_pace() {
     let refresh = due(&mut sim);
     sim.reply(&refresh, Reply::granted(3600));
     sim.fail_flow(refresh.flow(), FlowError::Closed);
-    assert_eq!(sim.deadline(), Some(secs(1)));
+    let next = sim.deadline().expect("registers again");
+    assert!((secs(1)..=Duration::from_millis(1010)).contains(&next));
 }
 
 #[test]

@@ -11,7 +11,9 @@ impl Machine {
         let Step::Registering(transaction) = &mut cycle.step else {
             return;
         };
-        let Some((_, info)) = &cycle.flow else { return };
+        let Some((flow, info)) = &mut cycle.flow else {
+            return;
+        };
         // RFC 3261 §17.1.3: branch and CSeq method; §8.1.3.3 and §18.1.2: one Via, our sent-by (D25).
         let Some(via) = response.via() else { return };
         let matches = via.branch.as_deref() == Some(&*transaction.branch)
@@ -23,11 +25,36 @@ impl Machine {
         if !matches {
             return;
         }
+        let seen = Seen::of(&via, info);
+        let grants = cycle.purpose == Purpose::Register && (200..300).contains(&response.code());
+        let negotiates = self.registration.policy().keep_alive.negotiate;
+        cx.out.push(Output::Answered {
+            flow: *flow,
+            mapped: seen.mapped,
+            nat: seen.nat,
+            terms: grants.then(|| match negotiates {
+                true => terms(response, via.keep),
+                false => KeepAliveTerms::default(),
+            }),
+        });
+        if let (Some(from), Some(to)) = (info.mapped(), seen.mapped)
+            && from != to
+        {
+            *info = Arc::new(FlowInfo::clone(info).with_mapped(seen.mapped));
+            cx.out
+                .push(Output::Event(Event::Warning(Warning::MappingChanged {
+                    from,
+                    to,
+                })));
+        }
         if response.code() < 200 {
             return transaction.provisional(&timers, cx.now);
         }
         let sent_at = transaction.sent_at;
-        let exchange = self.exchange(Some(response));
+        let mut exchange = self.exchange(Some(response));
+        if let Some(exchange) = &mut exchange {
+            exchange.mapped = seen.mapped;
+        }
         self.finale(cx, response, sent_at, exchange);
     }
 
@@ -488,7 +515,13 @@ impl Machine {
                 let mut after = policy.refresh.refresh_after(granted);
                 let early = after.mul_f64(cx.entropy.between(0.0, policy.refresh.jitter));
                 after -= early.min(policy.refresh.jitter_max).min(after);
-                let until = (sent_at + after).max(cx.now);
+                let rewrites = self.rewrites(exchange.as_deref());
+                let until = if rewrites {
+                    self.last_start.map_or(cx.now, |last| last + PACE)
+                } else {
+                    sent_at + after
+                }
+                .max(cx.now);
                 let texts = |name: &str| {
                     response
                         .values(name)
@@ -552,6 +585,7 @@ impl Machine {
                     flow: Some(flow),
                     target,
                     confirmed: grant.confirmed,
+                    rewrites,
                 });
                 self.may_live = Some(expires_at);
                 self.retries = 0;
@@ -600,6 +634,26 @@ impl Machine {
                 self.finish(cx);
             }
         }
+    }
+
+    /// Whether this grant is to be followed by a REGISTER whose Contact has the address that the answer shows (F30)
+    ///
+    /// Never twice in a row: where each answer shows another address, it is the refreshes that follow it.
+    fn rewrites(&self, exchange: Option<&Exchange>) -> bool {
+        let Plan::Cycle(cycle) = &self.plan else {
+            return false;
+        };
+        let again = self.lease.as_ref().is_some_and(|lease| lease.rewrites);
+        let mapped = exchange.and_then(|exchange| exchange.mapped);
+        let (Some((_, info)), Some(mapped)) = (&cycle.flow, mapped) else {
+            return false;
+        };
+        if again || self.registration.policy().contact_rewriting == ContactRewriting::Off {
+            return false;
+        }
+        let info = FlowInfo::clone(info).with_mapped(Some(mapped));
+        let line = self.identity.line.as_deref();
+        *write::contact_uri(&self.registration, &info, line) != *cycle.contact_uri
     }
 
     pub(super) fn store_security(&mut self, response: &Response) {
@@ -657,7 +711,28 @@ impl Machine {
             reason: text("Reason"),
             server: text("Server"),
             extensions: extensions.unwrap_or_default().into(),
+            mapped: None,
         }))
+    }
+}
+
+/// What a 2xx to a REGISTER says of keep-alives (RFC 5626 §4.4, RFC 6223 §4.3)
+fn terms(response: &Response, keep: Option<u32>) -> KeepAliveTerms {
+    let flow_timer = response.delta_seconds("Flow-Timer");
+    let outbound = response
+        .option_tags("Require")
+        .iter()
+        .any(|tag| tag.eq_ignore_ascii_case("outbound"));
+    // Both should say the same (RFC 6223 §5); 0 is no interval.
+    let interval = flow_timer
+        .into_iter()
+        .chain(keep)
+        .filter(|seconds| *seconds > 0)
+        .min();
+    let negotiated = outbound || flow_timer.is_some() || keep.is_some();
+    KeepAliveTerms {
+        negotiated,
+        interval,
     }
 }
 

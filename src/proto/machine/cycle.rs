@@ -25,6 +25,7 @@ impl Machine {
             targets: Vec::new(),
             next: 0,
             retry_after: None,
+            retry_in: None,
             from_tag: cx.entropy.hex(8).into(),
             step: Step::Between,
             flow: None,
@@ -174,6 +175,7 @@ impl Machine {
         cx: &mut Out<'_>,
         op: OpId,
         result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+        retry_in: Option<Duration>,
     ) {
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
@@ -216,6 +218,7 @@ impl Machine {
                 self.next_target(cx, failure, exchange);
             }
             Err(error) => {
+                cycle.retry_in = cycle.retry_in.into_iter().chain(retry_in).min();
                 if error.is_of_the_target() {
                     self.found(cx, TargetOutcome::Unreachable);
                 }

@@ -25,13 +25,14 @@ use crate::proto::flow_info::{FlowError, FlowInfo, Target};
 use crate::proto::ids::{FlowId, OpId};
 use crate::proto::lease::{self, Sent};
 use crate::proto::locate::TargetOutcome;
+use crate::proto::mapping::Seen;
 use crate::proto::message::write::{self, ContactForm, Parts};
 use crate::proto::transaction::{Due, Transaction};
 use crate::proto::verdict::{self, GiveUp, Verdict};
 use crate::proto::{Entropy, Sessions};
 use crate::{
-    Change, CredentialsQuery, InitialDelay, Redirects, Registration, ResolveError, Response,
-    Secret, SecurityNegotiation, SipUri,
+    Change, ContactRewriting, CredentialsQuery, InitialDelay, KeepAliveTerms, Redirects,
+    Registration, ResolveError, Response, Secret, SecurityNegotiation, SipUri,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -146,6 +147,9 @@ pub enum Input<'a> {
         op: OpId,
         /// The flow
         result: Result<(FlowId, Arc<FlowInfo>), FlowError>,
+        /// Where it could not be made: when to try again by RFC 5626 §4.5, which counts with `support_outbound` and
+        /// [`Policy::flow_recovery`](crate::Policy::flow_recovery)
+        retry_in: Option<Duration>,
     },
     /// The host keeps [`Output::Open`] back, because enough requests are in flight (D16)
     Held(OpId),
@@ -232,6 +236,17 @@ pub enum Output {
         /// The whole message
         message: Bytes,
     },
+    /// An answer came: what it shows of the flow it came on
+    Answered {
+        /// The flow
+        flow: FlowId,
+        /// Where the peer saw the request come from, where it said so
+        mapped: Option<std::net::SocketAddr>,
+        /// Whether that is not where it was sent from
+        nat: bool,
+        /// What it says of keep-alives, where it accepted a REGISTER
+        terms: Option<KeepAliveTerms>,
+    },
     /// Tell the application
     Event(Event),
     /// Stopped, as [`Input::Stop`] asked
@@ -295,6 +310,8 @@ struct Cycle {
     at_target: u32,
     targets: Vec<Target>,
     next: usize,
+    /// The soonest that a flow to one of the targets is to be made again, where none could be (RFC 5626 §4.5)
+    retry_in: Option<Duration>,
     /// Smallest Retry-After of the targets that answered 503 (D11)
     retry_after: Option<u32>,
     from_tag: Box<str>,
@@ -367,6 +384,8 @@ struct Lease {
     flow: Option<FlowId>,
     target: Target,
     confirmed: bool,
+    /// Whether a REGISTER follows only to bring the mapped address into the Contact: then the next one does not
+    rewrites: bool,
 }
 
 /// The pure state machine of one registration: no clock, no socket, no task
@@ -486,6 +505,7 @@ impl Machine {
                 flow: lease.flow,
                 target: lease.target.clone(),
                 confirmed: lease.confirmed,
+                mapped: None,
             }),
             activity,
             last_failure: self.last_failure.as_deref().cloned(),
@@ -613,7 +633,11 @@ impl Machine {
             Input::RetryCredentials => self.retry_credentials(cx),
             Input::Response(response) => self.response(cx, response),
             Input::Located { op, result } => self.located(cx, op, result),
-            Input::Opened { op, result } => self.opened(cx, op, result),
+            Input::Opened {
+                op,
+                result,
+                retry_in,
+            } => self.opened(cx, op, result, retry_in),
             Input::Held(op) => self.held(cx, op),
             Input::Credentials { op, secret } => self.provided(cx, op, secret),
             Input::Guarded { op, allowed } => self.guarded(cx, op, allowed),

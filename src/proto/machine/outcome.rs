@@ -110,6 +110,11 @@ impl Machine {
             }
         }
         let policy = Arc::clone(self.registration.policy());
+        // RFC 5626 §4.5 is for flows that could not be made, and for those who asked for outbound.
+        let outbound = policy.flow_recovery && self.registration.support_outbound();
+        let recovery = cycle
+            .retry_in
+            .filter(|_| outbound && retry_after.is_none() && matches!(failure, Failure::Flow(_)));
         let mediasec = self.registration.security_negotiation() == SecurityNegotiation::Mediasec;
         let class = verdict::classify(&policy, &failure, mediasec);
         let lease_left = self
@@ -138,7 +143,10 @@ impl Machine {
                 };
                 let doublings = u32::from(self.uncounted.saturating_sub(UNCOUNTED)).min(6);
                 let least = Duration::from_secs((1 << doublings) - 1).min(UNCOUNTED_LEAST);
-                let after = after.max(least);
+                let (after, jitter) = match recovery {
+                    Some(wait) if class == crate::FailureClass::Temporary => (wait, 0.0),
+                    _ => (after.max(least), jitter),
+                };
                 let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));
                 self.plan = Plan::Waiting {
                     until: cx.now + retry_in,

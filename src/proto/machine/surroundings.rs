@@ -173,7 +173,9 @@ impl Machine {
                 let longest =
                     Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
                 self.flaps = self.flaps.saturating_add(1);
-                longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE)
+                let pace = longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE);
+                // All that rode on the flow lost it at the same moment (D13).
+                pace + cx.entropy.up_to(spread)
             } else {
                 self.flaps = 0;
                 cx.entropy.up_to(spread)
@@ -185,40 +187,47 @@ impl Machine {
             if let Some(next_in) = next_in.filter(|_| !refused) {
                 *until = (*until).min(cx.now + next_in);
             }
-            until.saturating_duration_since(cx.now)
+            Some(until.saturating_duration_since(cx.now))
         };
-        match &mut self.plan {
-            Plan::Cycle(cycle) => {
-                if let Plan::Waiting { until } = &mut cycle.before {
-                    sooner(until);
-                }
-                if cycle.flow.as_ref().is_none_or(|(used, _)| *used != flow) {
-                    return;
-                }
-                // A kept-alive connection that died under our request says nothing of the target: one fresh try.
-                if was_ours.is_some() && !cycle.fresh_flow {
-                    self.cancel_step(cx);
-                    if let Plan::Cycle(cycle) = &mut self.plan {
-                        cycle.fresh_flow = true;
-                    }
-                    return self.open(cx);
-                }
-                // Whoever ends connections after a request may do so for this account only: it is as silence.
-                if error.is_of_the_target() {
-                    self.found_silent(cx);
-                }
-                let exchange = self.exchange(None);
-                self.next_target(cx, Failure::Flow(error), exchange);
-            }
-            Plan::Waiting { until } if was_ours.is_some() => {
-                let next_in = sooner(until);
-                cx.out.push(Output::Event(Event::FlowLost {
-                    flow,
-                    error,
-                    next_in,
-                }));
-            }
-            Plan::Idle | Plan::Waiting { .. } | Plan::Paused { .. } => {}
+        let planned = |plan: &mut Plan| match plan {
+            Plan::Waiting { until } => sooner(until),
+            Plan::Paused { until } => until.map(|until| until.saturating_duration_since(cx.now)),
+            Plan::Idle | Plan::Cycle(_) => None,
+        };
+        let (next_in, refreshes) = match &mut self.plan {
+            Plan::Cycle(cycle) => (
+                planned(&mut cycle.before),
+                cycle.purpose == Purpose::Register,
+            ),
+            plan => (planned(plan), false),
+        };
+        // A refresh under way tells its own end, and soon.
+        if was_ours.is_some() && !refreshes {
+            cx.out.push(Output::Event(Event::FlowLost {
+                flow,
+                error: error.clone(),
+                next_in,
+            }));
         }
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if cycle.flow.as_ref().is_none_or(|(used, _)| *used != flow) {
+            return;
+        }
+        // A kept-alive connection that died under our request says nothing of the target: one fresh try.
+        if was_ours.is_some() && !cycle.fresh_flow {
+            self.cancel_step(cx);
+            if let Plan::Cycle(cycle) = &mut self.plan {
+                cycle.fresh_flow = true;
+            }
+            return self.open(cx);
+        }
+        // Whoever ends connections after a request may do so for this account only: it is as silence.
+        if error.is_of_the_target() {
+            self.found_silent(cx);
+        }
+        let exchange = self.exchange(None);
+        self.next_target(cx, Failure::Flow(error), exchange);
     }
 }

@@ -621,6 +621,8 @@ pub struct Via {
     pub received: Option<String>,
     /// The port the request came from, RFC 3581 §4; `Some(None)` if it was not filled in.
     pub rport: Option<Option<u16>>,
+    /// The seconds of `keep`, by which a server agrees to answer keep-alives, RFC 6223 §4.4; none without a number.
+    pub keep: Option<u32>,
 }
 
 impl Via {
@@ -654,6 +656,7 @@ impl Via {
             branch: text("branch"),
             received: text("received").map(|address| address.trim_matches(['[', ']']).to_owned()),
             rport: param("rport").map(|value| value.token()?.parse().ok()),
+            keep: param("keep").and_then(|value| digits_of(value.token()?.as_bytes())),
         })
     }
 }

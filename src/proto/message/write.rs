@@ -1,6 +1,8 @@
 //! REGISTER to bytes, in one pass (header order and forms of the reference).
 
-use crate::{FlowInfo, Protocol, Registration};
+use crate::proto::flow_info::host_port;
+use crate::proto::mapping;
+use crate::{ContactRewriting, FlowInfo, Protocol, Registration};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -55,7 +57,14 @@ pub(crate) fn contact_uri(
         uri.push_str(user);
         uri.push('@');
     }
-    uri.push_str(&info.contact());
+    let mapped = match registration.policy().contact_rewriting {
+        ContactRewriting::Off => None,
+        ContactRewriting::Mapped => mapping::for_contact(info),
+    };
+    match mapped {
+        Some(mapped) => uri.push_str(&host_port(mapped)),
+        None => uri.push_str(&info.contact()),
+    }
     if info.protocol() != Protocol::Udp {
         uri.push_str(";transport=");
         uri.push_str(info.protocol().name());
@@ -113,8 +122,14 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     } else {
         ""
     };
+    // RFC 6223 §4.3: for the registration, so not with its end.
+    let keep = if policy.keep_alive.negotiate && !unregisters {
+        ";keep"
+    } else {
+        ""
+    };
     line(format_args!(
-        "Via: SIP/2.0/{} {};rport;branch={}{alias}",
+        "Via: SIP/2.0/{} {};rport;branch={}{alias}{keep}",
         parts.info.protocol(),
         parts.info.sent_by(),
         parts.branch
@@ -184,11 +199,51 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     for (name, value) in registration.headers() {
         line(format_args!("{name}: {value}"));
     }
-    let agent = registration
-        .user_agent()
-        .unwrap_or(concat!("sip-registration/", env!("CARGO_PKG_VERSION")));
-    line(format_args!("User-Agent: {agent}"));
+    line(format_args!("User-Agent: {}", user_agent(registration)));
     line(format_args!("Content-Length:  0"));
     out.put_slice(b"\r\n");
     out.freeze()
+}
+
+/// Writes an OPTIONS to the registrar, outside of any dialog, as a keep-alive (RFC 3261 §11.1).
+pub(crate) fn options(
+    registration: &Registration,
+    info: &FlowInfo,
+    branch: &str,
+    call_id: &str,
+    from_tag: &str,
+) -> Bytes {
+    let mut out = BytesMut::with_capacity(512);
+    let (uri, routes) = request_line(registration);
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        // Writing to memory does not fail.
+        let _ = out.write_fmt(text);
+        out.put_slice(b"\r\n");
+    };
+    line(format_args!("OPTIONS {uri} SIP/2.0"));
+    line(format_args!(
+        "Via: SIP/2.0/{} {};rport;branch={branch}",
+        info.protocol(),
+        info.sent_by()
+    ));
+    for route in &routes {
+        line(format_args!("Route: {route}"));
+    }
+    line(format_args!("Max-Forwards: 70"));
+    let aor = registration.aor_text();
+    line(format_args!("From: <{aor}>;tag={from_tag}"));
+    line(format_args!("To: <{}>", registration.request_uri()));
+    line(format_args!("Call-ID: {call_id}"));
+    line(format_args!("CSeq: 1 OPTIONS"));
+    line(format_args!("Accept: application/sdp"));
+    line(format_args!("User-Agent: {}", user_agent(registration)));
+    line(format_args!("Content-Length: 0"));
+    out.put_slice(b"\r\n");
+    out.freeze()
+}
+
+fn user_agent(registration: &Registration) -> &str {
+    registration
+        .user_agent()
+        .unwrap_or(concat!("sip-registration/", env!("CARGO_PKG_VERSION")))
 }

@@ -1,66 +1,52 @@
-//! Flows, shared by all that ride on them.
+//! Flows, shared by all that ride on them: what the table says becomes effects and inputs.
 
 use super::*;
+use crate::KeepAliveTerms;
+use crate::proto::flow::{self, Asked, FlowKey, Refused, TableDue, Wish};
+use crate::proto::keep_alive::Due;
+use crate::proto::message::write;
+use crate::proto::transaction::Transaction;
 
 impl Pool {
     pub(super) fn open(&mut self, cx: &mut Out<'_>, asker: Asker, opening: Opening) {
+        let Some(registration) = self.registration(asker.id) else {
+            return;
+        };
         let Opening {
             target,
             prefer,
             fresh,
         } = opening;
-        let named = self
-            .registration(asker.id)
-            .and_then(|registration| registration.transport().cloned());
-        let key = FlowKey {
-            transport: named,
-            protocol: target.protocol(),
-            address: target.address(),
-            host: target
-                .protocol()
-                .is_secure()
-                .then(|| target.host().to_ascii_lowercase().into()),
-        };
-        let known = prefer
-            .filter(|flow| self.flows.contains_key(flow))
-            .or_else(|| self.by_key.get(&key).copied());
-        if let Some(flow) = known.filter(|_| !fresh)
-            && let Some(entry) = self.flows.get_mut(&flow)
-        {
-            match &entry.info {
-                None => entry.askers.push(asker),
-                Some(info) => {
-                    let result = Ok((flow, Arc::clone(info)));
-                    self.handle(
-                        cx,
-                        asker.id,
-                        Input::Opened {
-                            op: asker.op,
-                            result,
-                        },
-                    );
-                }
-            }
-            return;
-        }
-        let flow = FlowId::new(self.next_flow);
-        self.next_flow += 1;
-        self.by_key.insert(key.clone(), flow);
+        let key = flow_key(registration, &target);
         let transport = key.transport.clone();
-        self.flows.insert(
-            flow,
-            FlowEntry {
-                key,
-                users: 0,
-                info: None,
-                askers: vec![asker],
-            },
-        );
-        cx.out.push(PoolOutput::Open {
-            flow,
-            transport,
-            target,
-        });
+        let wish = Wish {
+            key,
+            prefer,
+            fresh,
+            within: registration.policy().timers.connect_timeout,
+        };
+        match self.flows.ask(cx.now, cx.entropy, asker, wish) {
+            Asked::Up(flow, info) => {
+                let (id, op) = (asker.id, asker.op);
+                let (result, retry_in) = (Ok((flow, info)), None);
+                self.handle(
+                    cx,
+                    id,
+                    Input::Opened {
+                        op,
+                        result,
+                        retry_in,
+                    },
+                );
+            }
+            Asked::Waits => {}
+            Asked::Make(flow) => cx.out.push(PoolOutput::Open {
+                flow,
+                transport,
+                target,
+            }),
+            Asked::Failed(refused) => self.refuse(cx, asker, refused),
+        }
     }
 
     /// The answer to [`PoolOutput::Open`].
@@ -70,83 +56,166 @@ impl Pool {
         flow: FlowId,
         result: Result<Arc<FlowInfo>, FlowError>,
     ) {
-        let Some(entry) = self.flows.get_mut(&flow) else {
-            return;
+        match result {
+            Ok(info) => {
+                for asker in self.flows.opened(flow, Arc::clone(&info)) {
+                    let (id, op) = (asker.id, asker.op);
+                    let (result, retry_in) = (Ok((flow, Arc::clone(&info))), None);
+                    self.handle(
+                        cx,
+                        id,
+                        Input::Opened {
+                            op,
+                            result,
+                            retry_in,
+                        },
+                    );
+                }
+                if self.flows.end_if_unused(flow) {
+                    cx.out.push(PoolOutput::Close(flow));
+                }
+            }
+            Err(error) => {
+                for (asker, refused) in self.flows.not_made(cx.now, cx.entropy, flow, &error) {
+                    self.refuse(cx, asker, refused);
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, cx: &mut Out<'_>, asker: Asker, refused: Refused) {
+        let input = Input::Opened {
+            op: asker.op,
+            result: Err(refused.error),
+            retry_in: Some(refused.retry_in),
         };
-        let askers = std::mem::take(&mut entry.askers);
-        match &result {
-            Ok(info) => entry.info = Some(Arc::clone(info)),
-            Err(_) => self.drop_flow(flow),
-        }
-        for asker in askers {
-            let result = result.clone().map(|info| (flow, info));
-            self.handle(
-                cx,
-                asker.id,
-                Input::Opened {
-                    op: asker.op,
-                    result,
-                },
-            );
-        }
-        if self.flows.get(&flow).is_some_and(|entry| entry.users == 0) {
-            self.drop_flow(flow);
-            cx.out.push(PoolOutput::Close(flow));
-        }
+        self.handle(cx, asker.id, input);
     }
 
     /// A flow has ended: everything that rode on it registers again, spread (D13).
     pub fn flow_failed(&mut self, cx: &mut Out<'_>, flow: FlowId, error: &FlowError) {
-        let Some(entry) = self.flows.get(&flow) else {
-            return;
-        };
-        if entry.info.is_none() {
+        if !self.flows.is_up(flow) {
             return self.opened(cx, flow, Err(error.clone()));
         }
-        let users: Vec<RegistrationId> = self
-            .ids()
-            .filter(|id| {
-                self.entry(*id)
-                    .is_some_and(|entry| entry.flows.contains(&Some(flow)))
-            })
-            .collect();
-        self.drop_flow(flow);
+        let users: Vec<_> = self.flows.end(flow).into_iter().collect();
         let spread = spread(users.len());
-        for id in users {
+        for index in users {
+            let Some(id) = self.in_slot(index) else {
+                continue;
+            };
+            let error = error.clone();
             self.handle(
                 cx,
                 id,
                 Input::FlowFailed {
                     flow,
-                    error: error.clone(),
+                    error,
                     spread,
                 },
             );
         }
     }
 
-    pub(super) fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId) {
-        let Some(entry) = self.flows.get_mut(&flow) else {
-            return;
-        };
-        entry.users = entry.users.saturating_sub(1);
-        if entry.users == 0 && entry.askers.is_empty() {
-            self.drop_flow(flow);
+    /// A flow has shown that it is of no use any more.
+    pub(super) fn give_up(&mut self, cx: &mut Out<'_>, flow: FlowId, error: &FlowError) {
+        tracing::debug!(%flow, %error, "flow given up");
+        cx.out.push(PoolOutput::Close(flow));
+        self.flow_failed(cx, flow, error);
+    }
+
+    pub(super) fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId, id: RegistrationId) {
+        if self.flows.leave(flow, id.index) {
             cx.out.push(PoolOutput::Close(flow));
         }
     }
 
-    pub(super) fn drop_flow(&mut self, flow: FlowId) {
-        if let Some(entry) = self.flows.remove(&flow)
-            && self.by_key.get(&entry.key) == Some(&flow)
-        {
-            self.by_key.remove(&entry.key);
+    fn in_slot(&self, index: u32) -> Option<RegistrationId> {
+        let slot = self.slots.get(index as usize)?;
+        slot.entry.as_ref().map(|_| RegistrationId {
+            index,
+            generation: slot.generation,
+        })
+    }
+
+    // ---- keep-alive
+
+    /// An answer came on a flow: what it shows of the way, and of keep-alives where it granted a lease.
+    pub(super) fn answered(
+        &mut self,
+        cx: &mut Out<'_>,
+        id: RegistrationId,
+        flow: FlowId,
+        seen: Seen,
+        terms: Option<KeepAliveTerms>,
+    ) {
+        self.flows.seen(cx.now, cx.entropy, flow, seen);
+        let registration = self.registration(id).map(Arc::clone);
+        if let (Some(registration), Some(terms)) = (registration, terms) {
+            let policy = &registration.policy().keep_alive;
+            self.flows.granted(cx.now, cx.entropy, flow, policy, terms);
         }
+    }
+
+    /// Serves the first deadline of a flow that has come; false where none has.
+    pub(super) fn serve_flow(&mut self, cx: &mut Out<'_>) -> bool {
+        let Some((flow, due)) = self.flows.due(cx.now, cx.entropy) else {
+            return false;
+        };
+        match due {
+            TableDue::NotMade(error) => self.give_up(cx, flow, &error),
+            TableDue::Kept(Due::Failed(error)) => self.give_up(cx, flow, &error),
+            TableDue::Kept(Due::Send(message)) => cx.out.push(PoolOutput::Send { flow, message }),
+            TableDue::Kept(Due::Options) => self.send_options(cx, flow),
+            TableDue::Kept(Due::Nothing) => {}
+        }
+        true
+    }
+
+    /// Asks the registrar of one that rides on the flow, in the name of that one.
+    fn send_options(&mut self, cx: &mut Out<'_>, flow: FlowId) {
+        let user = self
+            .flows
+            .first_user(flow)
+            .and_then(|index| self.in_slot(index));
+        let registration = user.and_then(|id| self.registration(id)).map(Arc::clone);
+        let (Some(registration), Some(info)) = (registration, self.flows.info(flow)) else {
+            return;
+        };
+        let branch = flow::branch(&self.tag, flow, cx.entropy);
+        let (call_id, from_tag) = (cx.entropy.hex(16), cx.entropy.hex(8));
+        let message = write::options(&registration, info, &branch, &call_id, &from_tag);
+        let timers = &registration.policy().timers;
+        let reliable = info.protocol().is_reliable();
+        let transaction = Transaction::new(timers, reliable, branch, message.clone(), cx.now);
+        self.flows.options_sent(flow, timers, transaction);
+        cx.out.push(PoolOutput::Send { flow, message });
+    }
+
+    /// CRLF and STUN are nobody's message: what they say is taken here, true where `received` was such.
+    pub(super) fn kept(&mut self, cx: &mut Out<'_>, received: &Received) -> bool {
+        let message = &received.message;
+        let blank = message.iter().all(|byte| b"\r\n".contains(byte));
+        if blank && !message.is_empty() {
+            if let (b"\r\n", Some(flow)) = (&message[..], received.flow) {
+                self.flows.pong(flow);
+            }
+            return true;
+        }
+        let ours = FlowTable::is_ours(self.flows.tag(), message);
+        if ours && let Some((flow, error)) = self.flows.stun_answered(received.source, message) {
+            self.give_up(cx, flow, &error);
+        }
+        ours
     }
 }
 
-pub(super) fn spread(users: usize) -> Duration {
-    SPREAD_EACH
-        .saturating_mul(u32::try_from(users).unwrap_or(u32::MAX))
-        .min(SPREAD_LONGEST)
+/// The flow that a registration uses to a target
+pub(super) fn flow_key(registration: &Registration, target: &Target) -> FlowKey {
+    let secure = target.protocol().is_secure();
+    FlowKey {
+        transport: registration.transport().cloned(),
+        protocol: target.protocol(),
+        address: target.address(),
+        host: secure.then(|| target.host().to_ascii_lowercase().into()),
+    }
 }

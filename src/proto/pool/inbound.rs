@@ -10,6 +10,9 @@ impl Pool {
         if first.is_none_or(|first| first & 0xc0 == 0) {
             return;
         }
+        if self.kept(cx, &received) {
+            return;
+        }
         if !self.accepts(&received.message) {
             return self.foreign(cx, received);
         }
@@ -19,17 +22,23 @@ impl Pool {
                 return tracing::trace!(%error, source = %received.source, "dropped a response");
             }
         };
-        let id = response
-            .via()
-            .and_then(|via| via.branch.as_deref().and_then(|branch| self.id_of(branch)));
-        let Some(id) = id else { return };
+        let Some(via) = response.via() else { return };
+        let branch = via.branch.as_deref().unwrap_or_default();
+        let Some(id) = self.id_of(branch) else {
+            // The branch of a keep-alive's OPTIONS; any final answer shows that the flow is up.
+            if response.code() >= 200 && response.via_count() == 1 {
+                self.flows
+                    .options_answered(cx.now, cx.entropy, branch, &via);
+            }
+            return;
+        };
         self.handle(cx, id, Input::Response(&response));
     }
 
     pub(super) fn foreign(&mut self, cx: &mut Out<'_>, received: Received) {
         // A response that is not ours, on a socket that is: nobody waits for it unless the host does.
         let mut message = InboundMessage::new(received.source, received.message);
-        message.flow = received.flow.or_else(|| self.flow_from(received.source));
+        message.flow = received.flow.or_else(|| self.flows.from(received.source));
         if let Ok(request) = message.request() {
             let to = request
                 .header("To")
@@ -38,13 +47,6 @@ impl Pool {
             message.registration = self.matches(&request.uri(), &to, received.source);
         }
         cx.out.push(PoolOutput::Message(message));
-    }
-
-    pub(super) fn flow_from(&self, source: SocketAddr) -> Option<FlowId> {
-        self.by_key
-            .iter()
-            .find(|(key, _)| key.address == source)
-            .map(|(_, flow)| *flow)
     }
 
     /// The registration that an inbound request belongs to (D24): by `line` in To or Request-URI, else by the Contact's user
@@ -71,9 +73,12 @@ impl Pool {
             let mut found = self.ids().filter(|id| {
                 self.entry(*id).is_some_and(|entry| {
                     let registration = entry.machine.registration();
-                    let on_flow = entry.machine.flow().and_then(|flow| self.flows.get(&flow));
+                    let on_flow = entry
+                        .machine
+                        .flow()
+                        .and_then(|flow| self.flows.address(flow));
                     registration.contact_user().as_str() == Some(user)
-                        && on_flow.is_some_and(|flow| flow.key.address.ip() == source.ip())
+                        && on_flow.is_some_and(|address| address.ip() == source.ip())
                 })
             });
             found.next().filter(|_| found.next().is_none())

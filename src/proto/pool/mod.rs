@@ -6,14 +6,16 @@ mod inbound;
 mod names;
 mod window;
 
-use flows::spread;
+use flows::flow_key;
 use names::Waiter;
 use window::Window;
 
+use crate::proto::flow::{Asker, FlowTable, spread};
 use crate::proto::guard::{Guard, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::locate::{Health, Names, TargetOutcome};
 use crate::proto::machine::{Cx, Guarded, Identity, Input, Machine, Output};
+use crate::proto::mapping::Seen;
 use crate::proto::{
     Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target,
 };
@@ -27,9 +29,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How users of a lost flow spread: this much each, up to the longest (D13)
-const SPREAD_EACH: Duration = Duration::from_millis(10);
-const SPREAD_LONGEST: Duration = Duration::from_secs(10);
 type Out<'a> = Cx<'a, PoolOutput>;
 
 /// What a pool wants; a host that ignores one wedges registrations, so this enum is exhaustive
@@ -93,30 +92,6 @@ struct Entry {
     leaving: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Asker {
-    id: RegistrationId,
-    op: OpId,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct FlowKey {
-    transport: Option<Arc<str>>,
-    protocol: Protocol,
-    address: SocketAddr,
-    /// Who the peer has proved to be, where it has to: a flow to one domain is none to another at the same address
-    /// (RFC 5922 §7.3)
-    host: Option<Arc<str>>,
-}
-
-#[derive(Debug)]
-struct FlowEntry {
-    key: FlowKey,
-    users: u32,
-    info: Option<Arc<FlowInfo>>,
-    askers: Vec<Asker>,
-}
-
 #[derive(Debug)]
 struct Opening {
     target: Target,
@@ -139,9 +114,7 @@ pub struct Pool {
     transports: Vec<(Arc<str>, Vec<Protocol>)>,
     names: Names<Waiter>,
     health: Health,
-    flows: HashMap<FlowId, FlowEntry>,
-    by_key: HashMap<FlowKey, FlowId>,
-    next_flow: u64,
+    flows: FlowTable,
     windows: HashMap<SocketAddr, Window>,
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
@@ -149,17 +122,27 @@ pub struct Pool {
     scratch: Vec<Output>,
 }
 
-/// Whether `message` is a response whose topmost Via has a branch with this agent's tag
+/// Whether `message` is a response whose topmost Via has a branch with this agent's tag, or an answer to a STUN
+/// keep-alive of this agent
 pub(crate) fn accepts(tag: &str, message: &[u8]) -> bool {
     let is_response = message
         .get(..8)
         .is_some_and(|start| start.eq_ignore_ascii_case(b"SIP/2.0 "));
+    if !is_response {
+        return FlowTable::is_ours(tag_bytes(tag), message);
+    }
     let head = message.get(..message.len().min(4096)).unwrap_or_default();
     let cookie = b"z9hG4bK";
-    is_response
-        && head.windows(cookie.len() + tag.len()).any(|window| {
-            window.starts_with(cookie) && window.get(cookie.len()..) == Some(tag.as_bytes())
-        })
+    head.windows(cookie.len() + tag.len()).any(|window| {
+        window.starts_with(cookie) && window.get(cookie.len()..) == Some(tag.as_bytes())
+    })
+}
+
+/// The tag as the transactions of STUN have it
+fn tag_bytes(tag: &str) -> [u8; 4] {
+    u32::from_str_radix(tag, 16)
+        .unwrap_or_default()
+        .to_be_bytes()
 }
 
 impl Pool {
@@ -168,8 +151,10 @@ impl Pool {
     pub fn new(entropy: &mut Entropy) -> Self {
         let mut guard_key = [0; 16];
         entropy.fill(&mut guard_key);
+        let tag: Arc<str> = entropy.hex(4).into();
         Self {
-            tag: entropy.hex(4).into(),
+            flows: FlowTable::new(tag_bytes(&tag)),
+            tag,
             guard_key,
             slots: Vec::new(),
             free: Vec::new(),
@@ -178,9 +163,6 @@ impl Pool {
             transports: Vec::new(),
             names: Names::default(),
             health: Health::default(),
-            flows: HashMap::new(),
-            by_key: HashMap::new(),
-            next_flow: 1,
             windows: HashMap::new(),
             guard: Guard::default(),
             waiting_for_guard: VecDeque::new(),
@@ -296,7 +278,12 @@ impl Pool {
     /// The state of one registration.
     #[must_use]
     pub fn status(&self, id: RegistrationId) -> Option<Status> {
-        self.entry(id).map(|entry| entry.machine.status())
+        let mut status = self.entry(id)?.machine.status();
+        if let Some(lease) = &mut status.lease {
+            let info = lease.flow.and_then(|flow| self.flows.info(flow));
+            lease.mapped = info.and_then(|info| info.mapped());
+        }
+        Some(status)
     }
 
     /// The ids of all registrations, in the order of their slots.
@@ -374,13 +361,9 @@ impl Pool {
 
     /// The host's addresses have changed: every flow is closed, every registration makes its own anew, spread.
     pub fn network_changed(&mut self, cx: &mut Out<'_>) {
-        let mut flows: Vec<_> = self.flows.keys().copied().collect();
-        flows.sort_unstable();
         // Who waits for one of them is told below, with everybody else.
-        for flow in flows {
-            self.drop_flow(flow);
-            cx.out.push(PoolOutput::Close(flow));
-        }
+        let flows = self.flows.clear();
+        cx.out.extend(flows.into_iter().map(PoolOutput::Close));
         self.names.expire();
         self.health.clear();
         let ids: Vec<_> = self.ids().collect();
@@ -390,8 +373,10 @@ impl Pool {
         }
     }
 
-    /// The computer slept for `by`: leases have aged, and what is due is due.
+    /// The computer slept for `by`: flows are checked, leases have aged, and what is due is due.
     pub fn clock_jump(&mut self, cx: &mut Out<'_>, by: Duration) {
+        self.flows.check_all(cx.now);
+        while self.serve_flow(cx) {}
         let ids: Vec<_> = self.ids().collect();
         for id in ids {
             self.handle(cx, id, Input::ClockJump(by));
@@ -401,12 +386,17 @@ impl Pool {
     /// When [`timeout`](Self::timeout) is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let machines = self.deadlines.first().map(|(at, _)| *at);
+        machines.into_iter().chain(self.flows.deadline()).min()
     }
 
     /// Serves up to `most` deadlines that have come; true where more are due.
     pub fn timeout(&mut self, cx: &mut Out<'_>, most: usize) -> bool {
         for _ in 0..most {
+            // Flows first: there are few, and whoever rides on one that has failed is to know.
+            if self.serve_flow(cx) {
+                continue;
+            }
             let Some((at, index)) = self
                 .deadlines
                 .first()
@@ -428,7 +418,7 @@ impl Pool {
             }
             self.handle(cx, id, Input::Timeout);
         }
-        self.deadlines.first().is_some_and(|(at, _)| *at <= cx.now)
+        self.deadline().is_some_and(|at| at <= cx.now)
     }
 
     // ---- effects of one machine
@@ -462,24 +452,21 @@ impl Pool {
             } => self.proved(cx, id, &credential, accepted),
             Output::Cancel(op) => self.cancel(cx, Asker { id, op }),
             Output::Transmit { flow, message } => cx.out.push(PoolOutput::Send { flow, message }),
+            Output::Answered {
+                flow,
+                mapped,
+                nat,
+                terms,
+            } => self.answered(cx, id, flow, Seen { mapped, nat }, terms),
             Output::Event(event) => cx.out.push(PoolOutput::Event(id, event)),
             Output::Target { .. } | Output::Done(_) => {}
         }
     }
 
     fn cancel(&mut self, cx: &mut Out<'_>, asker: Asker) {
-        let mut unwanted = Vec::new();
-        for (flow, entry) in &mut self.flows {
-            if entry.info.is_none() && entry.askers.contains(&asker) {
-                entry.askers.retain(|queued| *queued != asker);
-                unwanted.extend(Some(*flow).filter(|_| entry.askers.is_empty()));
-            }
-        }
         // Nobody waits for it: the next one to ask gets a new attempt rather than the rest of this one.
-        for flow in unwanted {
-            self.drop_flow(flow);
-            cx.out.push(PoolOutput::Close(flow));
-        }
+        let unwanted = self.flows.cancel(asker);
+        cx.out.extend(unwanted.into_iter().map(PoolOutput::Close));
         self.names.cancel(|waiter| waiter.asker() != asker);
         self.waiting_for_guard
             .retain(|(queued, _)| *queued != asker);
@@ -523,12 +510,12 @@ impl Pool {
         }
         if before != after {
             for flow in after.into_iter().flatten() {
-                if let Some(entry) = self.flows.get_mut(&flow) {
-                    entry.users += 1;
-                }
+                self.flows.join(flow, id.index);
             }
             for flow in before.into_iter().flatten() {
-                self.leave(cx, flow);
+                if !after.contains(&Some(flow)) {
+                    self.leave(cx, flow, id);
+                }
             }
         }
         if let Some(address) = left {
@@ -553,7 +540,7 @@ impl Pool {
             self.lines.remove(line);
         }
         for flow in entry.flows.into_iter().flatten() {
-            self.leave(cx, flow);
+            self.leave(cx, flow, id);
         }
         if let Some(address) = entry.window {
             self.release(cx, address);

@@ -70,7 +70,7 @@ impl Pool {
         let holds_one = entry.window == Some(address);
         let left = self.health.asked(&opening.target, cx.now);
         if let Some(left) = left.filter(|_| !holds_one && !entry.machine.insists()) {
-            return self.elsewhere(cx, asker, Some(left));
+            return self.elsewhere(cx, asker, &opening.target, Some(left));
         }
         let window = self.windows.entry(address).or_insert_with(Window::new);
         if !holds_one && window.used >= window.limit {
@@ -132,14 +132,33 @@ impl Pool {
         if let Some(window) = self.windows.get_mut(&target.address()) {
             window.queue = stay.into();
         }
-        for (asker, _) in go {
-            self.elsewhere(cx, asker, left);
+        for (asker, opening) in go {
+            self.elsewhere(cx, asker, &opening.target, left);
         }
     }
 
-    fn elsewhere(&mut self, cx: &mut Out<'_>, asker: Asker, retry_after: Option<Duration>) {
+    fn elsewhere(
+        &mut self,
+        cx: &mut Out<'_>,
+        asker: Asker,
+        target: &Target,
+        retry_after: Option<Duration>,
+    ) {
         let op = asker.op;
+        let key = self
+            .registration(asker.id)
+            .map(|registration| flow_key(registration, target));
+        let refused = key.and_then(|key| self.flows.refused(cx.now, cx.entropy, &key));
+        let retry_in = refused.map(|refused| refused.retry_in);
         let result = Err(FlowError::TargetDown { retry_after });
-        self.handle(cx, asker.id, Input::Opened { op, result });
+        self.handle(
+            cx,
+            asker.id,
+            Input::Opened {
+                op,
+                result,
+                retry_in,
+            },
+        );
     }
 }
