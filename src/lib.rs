@@ -169,10 +169,10 @@ pub use config::{
 };
 pub use error::Error;
 pub use proto::{
-    Activity, Binding, Contact, Cx, Entropy, Event, Exchange, Failure, FailureClass, FlowError,
-    FlowId, FlowInfo, Frame, FrameError, Framer, GiveUp, Guarded, Headers, Identity, Input,
-    KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr, OpId,
-    Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
+    Activity, AgentKey, Binding, Contact, Cx, Entropy, Event, Exchange, Failure, FailureClass,
+    FlowError, FlowId, FlowInfo, Frame, FrameError, Framer, GiveUp, Guarded, Headers, Identity,
+    Input, KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr,
+    OpId, Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
     RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError, Via,
     Warning,
 };

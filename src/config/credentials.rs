@@ -19,9 +19,32 @@ struct Inner {
     /// `None`: the provider is asked.
     secret: Option<Secret>,
     /// Empty: no restriction.
-    algorithms: Vec<Algorithm>,
+    algorithms: AlgorithmSet,
     /// Whether hashes without a realm are meant.
     hash_for_any_realm: bool,
+}
+
+/// A bit for each algorithm: there may be a hundred thousand of these
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct AlgorithmSet(u8);
+
+impl AlgorithmSet {
+    fn of(algorithms: &[Algorithm]) -> Self {
+        let bits = algorithms.iter().map(|one| Self::bit(*one));
+        Self(bits.fold(0, |all, bit| all | bit))
+    }
+
+    const fn bit(algorithm: Algorithm) -> u8 {
+        1 << algorithm as u8
+    }
+
+    const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    const fn has(self, algorithm: Algorithm) -> bool {
+        self.0 & Self::bit(algorithm) != 0
+    }
 }
 
 impl Credentials {
@@ -106,7 +129,7 @@ impl Credentials {
     /// `supported_algorithms_uac` in pjsip.conf.
     #[must_use]
     pub fn algorithms(mut self, algorithms: &[Algorithm]) -> Self {
-        Arc::make_mut(&mut self.0).algorithms = algorithms.to_vec();
+        Arc::make_mut(&mut self.0).algorithms = AlgorithmSet::of(algorithms);
         self
     }
 
@@ -138,11 +161,11 @@ impl Credentials {
         if realm.is_none() && !secret.hashes.is_empty() && !hash_for_any_realm {
             return Err(CredentialsError::HashWithoutRealm);
         }
-        match algorithms
-            .iter()
-            .find(|algorithm| !secret.covers(**algorithm))
+        match Algorithm::ALL
+            .into_iter()
+            .find(|one| algorithms.has(*one) && !secret.covers(*one))
         {
-            Some(algorithm) => Err(CredentialsError::NoSecretFor(*algorithm)),
+            Some(algorithm) => Err(CredentialsError::NoSecretFor(algorithm)),
             None => Ok(()),
         }
     }
@@ -171,7 +194,7 @@ impl Credentials {
         let Inner {
             secret, algorithms, ..
         } = &*self.0;
-        (algorithms.is_empty() || algorithms.contains(&algorithm))
+        (algorithms.is_empty() || algorithms.has(algorithm))
             && secret
                 .as_ref()
                 .is_none_or(|secret| secret.covers(algorithm))
@@ -196,7 +219,7 @@ impl Credentials {
             username: username.into_boxed_str(),
             realm,
             secret,
-            algorithms: Vec::new(),
+            algorithms: AlgorithmSet::default(),
             hash_for_any_realm: false,
         }))
     }
@@ -217,8 +240,8 @@ impl fmt::Debug for Credentials {
 /// `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
-    password: Option<Arc<str>>,
-    hashes: Vec<(Algorithm, Arc<str>)>,
+    password: Option<Box<str>>,
+    hashes: Box<[(Algorithm, Box<str>)]>,
 }
 
 impl Secret {
@@ -227,7 +250,7 @@ impl Secret {
     pub fn password(password: impl Into<String>) -> Self {
         Self {
             password: Some(password.into().into()),
-            hashes: Vec::new(),
+            hashes: Box::default(),
         }
     }
 
@@ -238,7 +261,7 @@ impl Secret {
     pub fn ha1(algorithm: Algorithm, hex: impl AsRef<str>) -> Result<Self, CredentialsError> {
         Self {
             password: None,
-            hashes: Vec::new(),
+            hashes: Box::default(),
         }
         .and_ha1(algorithm, hex)
     }
@@ -264,10 +287,11 @@ impl Secret {
         if !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(CredentialsError::HashDigits(algorithm));
         }
-        self.hashes.retain(|(known, _)| *known != algorithm);
+        let mut hashes = self.hashes.into_vec();
+        hashes.retain(|(known, _)| *known != algorithm);
         // Hashed again as text, and LHEX is lower case: RFC 7616 §3.1.3.
-        self.hashes
-            .push((algorithm, hex.to_ascii_lowercase().into()));
+        hashes.push((algorithm, hex.to_ascii_lowercase().into()));
+        self.hashes = hashes.into();
         Ok(self)
     }
 

@@ -66,8 +66,13 @@ impl fmt::Display for Protocol {
 }
 
 /// One place to send a request to: an address, a protocol, and the host name it was found by (RFC 3263)
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Target {
+///
+/// Cheap to clone: many registrations are bound at few targets.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Target(Arc<Place>);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Place {
     protocol: Protocol,
     address: SocketAddr,
     host: Arc<str>,
@@ -77,11 +82,20 @@ impl Target {
     /// The target at `address`; its host name is the address until [`with_host`](Self::with_host) says otherwise.
     #[must_use]
     pub fn new(protocol: Protocol, address: SocketAddr) -> Self {
-        Self {
+        Self(Arc::new(Place {
             protocol,
             address,
             host: address.ip().to_string().into(),
-        }
+        }))
+    }
+
+    /// The target at `address` that was found by a name.
+    pub(crate) fn named(protocol: Protocol, address: SocketAddr, host: Arc<str>) -> Self {
+        Self(Arc::new(Place {
+            protocol,
+            address,
+            host,
+        }))
     }
 
     /// Sets the host name that was asked for: the host of the URI in the configuration, whatever SRV or `maddr` made
@@ -89,33 +103,48 @@ impl Target {
     /// never for one that came from the name service.
     #[must_use]
     pub fn with_host(mut self, host: impl Into<Arc<str>>) -> Self {
-        self.host = host.into();
+        Arc::make_mut(&mut self.0).host = host.into();
         self
     }
 
     /// The transport protocol.
     #[must_use]
-    pub const fn protocol(&self) -> Protocol {
-        self.protocol
+    pub fn protocol(&self) -> Protocol {
+        self.0.protocol
     }
 
     /// The address and port.
     #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
     }
 
     /// The host name that was asked for, as [`with_host`](Self::with_host) has it, or the address as text; an IPv6
     /// address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
+    }
+
+    /// Whether somebody else has it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.protocol, self.address)
+        write!(f, "{} {}", self.protocol(), self.address())
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("protocol", &self.protocol())
+            .field("address", &self.address())
+            .field("host", &self.host())
+            .finish()
     }
 }
 

@@ -32,7 +32,7 @@ pub use flow_info::{FlowError, FlowInfo, KeepAlive, KeepAliveTerms, Protocol, Ta
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
 pub use locate::TargetOutcome;
-pub use machine::{Cx, Guarded, Identity, Input, Machine, Output};
+pub use machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
 pub use message::scan::{
     Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via,
 };

@@ -1,7 +1,11 @@
 //! What the machine makes can be made from outside too: by hosts without an agent, and by mocks of one.
 
-use crate::{Algorithm, Exchange, FlowId, Identity, LeaseStatus, Registered, Status, Target};
+use crate::{
+    AgentKey, Algorithm, Exchange, FlowId, Identity, LeaseStatus, Registered, RegistrationId,
+    Status, Target,
+};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Methods that take a value, set one field, and give the value back
@@ -101,14 +105,15 @@ setters!(Status {
 });
 
 setters!(Identity {
-    /// Sets the start of every branch; by default empty, as for a machine that is alone.
-    with_branch(branch: impl Into<Box<str>>) => branch.into();
+    /// Sets what all registrations of the agent have in common; by default no tag and a key of zeros, as for a machine
+    /// that is alone.
+    with_agent(agent: impl Into<Arc<AgentKey>>) => agent.into();
+    /// Sets the registration's place in the agent, which is a part of every branch.
+    with_id(id: RegistrationId) => id;
     /// Sets the Call-ID, from before a restart.
     with_call_id(call_id: impl Into<Box<str>>) => Some(call_id.into());
     /// Sets the CSeq used last; the first request has the next one.
     with_cseq(cseq: u32) => Some(cseq);
     /// Sets the `line` token.
     with_line(line: impl Into<Box<str>>) => Some(line.into());
-    /// Sets the key of the fingerprints of credentials (D6); secret, and the same for all that share a guard.
-    with_guard_key(guard_key: [u8; 16]) => guard_key;
 });

@@ -630,7 +630,7 @@ fn what_is_shared_between_threads_may_be() {
 fn one_machine_is_driven_by_hand() {
     let mut entropy = Entropy::from_seed([3; 32]);
     let identity = Identity::default()
-        .with_branch("0123abcd")
+        .with_agent(AgentKey::new("0123abcd", [7; 16]))
         .with_call_id("the-call")
         .with_cseq(41);
     let mut machine = Machine::new(Arc::new(account("alice")), identity, &mut entropy);

@@ -322,7 +322,7 @@ impl<'a> Walk<'_, 'a> {
         let nowhere = address.ip().is_unspecified() || address.ip().is_multicast();
         if !nowhere && !self.places.iter().any(same) {
             self.places.push(Place {
-                target: Target::new(protocol, address).with_host(Arc::clone(&self.host)),
+                target: Target::named(protocol, address, Arc::clone(&self.host)),
                 rank: self.rank,
             });
         }

@@ -73,7 +73,7 @@ impl Machine {
             if code >= 300 && !matches!(code, 408 | 504) {
                 self.may_live = cycle.lived;
                 if cycle.purpose == Purpose::Register && cycle.lived.is_none() {
-                    self.stale.clear();
+                    self.forget_stale();
                 }
             }
         }
@@ -103,17 +103,17 @@ impl Machine {
         match code {
             // D18: some registrars refuse two Contacts; this one is remembered.
             400 | 403 | 413 | 500 if cycle.replaces => {
-                self.sole_contact = true;
+                self.seldom.change().sole_contact = true;
                 self.sessions.begin_request();
                 self.send(cx);
             }
             200..=299 => self.success(cx, response, sent_at, exchange),
             401 | 407 => self.challenged(cx, response, exchange),
             423 if registers => {
-                let asked = self.registration.expiration().max(self.min_expires);
+                let asked = self.registration.expiration().max(self.seldom.min_expires);
                 match response.delta_seconds("Min-Expires") {
                     Some(least) if least > asked && least <= lease::LONGEST => {
-                        self.min_expires = least;
+                        self.seldom.change().min_expires = least;
                         self.sessions.begin_request();
                         self.send(cx);
                     }
@@ -283,7 +283,7 @@ impl Machine {
             }
             Reaction::Refused(refusal) => {
                 let realm = refusal.realm;
-                let key = &self.identity.guard_key;
+                let key = &self.identity.agent.guard_key;
                 let refused = Guarded {
                     account: account(key, &realm, refusal.resolved.credentials().username()),
                     credential: refusal.resolved.fingerprint(key, &realm),
@@ -316,7 +316,7 @@ impl Machine {
     /// Answers a challenge, once the guard lets unproved credentials through (D6).
     pub(super) fn answer(&mut self, cx: &mut Out<'_>) {
         let guard_account = self.registration.policy().auth.guard_account;
-        let key = &self.identity.guard_key;
+        let key = &self.identity.agent.guard_key;
         let passed = match &self.plan {
             Plan::Cycle(cycle) => &cycle.guarded[..],
             _ => &[],
@@ -377,7 +377,7 @@ impl Machine {
 
     /// All that is on its way with the next request and was not accepted so far.
     pub(super) fn guarded_due(&self) -> Vec<Guarded> {
-        let key = &self.identity.guard_key;
+        let key = &self.identity.agent.guard_key;
         let passed = match &self.plan {
             Plan::Cycle(cycle) => cycle.guarded.clone(),
             _ => Vec::new(),
@@ -469,7 +469,7 @@ impl Machine {
         };
         match cycle.purpose {
             Purpose::Register => {
-                let requested = self.registration.expiration().max(self.min_expires);
+                let requested = self.registration.expiration().max(self.seldom.min_expires);
                 let grant = lease::grant(response, sent, requested);
                 let failure = if grant.seconds == 0 {
                     Some(Failure::NotGranted)
@@ -548,17 +548,19 @@ impl Machine {
                 };
                 let refreshed = self.lease.is_some();
                 // A lease that held, on its flow, resets the pace of those that did not (D2).
-                if self.lease.as_ref().is_some_and(|lease| {
-                    lease.flow.is_some() && cx.now.saturating_duration_since(lease.at) >= FLAP
-                }) {
-                    self.flaps = 0;
+                if let Some(seldom) = self.seldom.there()
+                    && self.lease.as_ref().is_some_and(|lease| {
+                        lease.flow.is_some() && cx.now.saturating_duration_since(lease.at) >= FLAP
+                    })
+                {
+                    seldom.flaps = 0;
                 }
                 // A dead target has to be found out, and another one to grant, in what is left at the refresh (D1).
                 let room = granted.saturating_sub(policy.refresh.refresh_after(granted));
                 let told = self
                     .lease
                     .as_ref()
-                    .is_some_and(|lease| lease.granted == granted);
+                    .is_some_and(|lease| lease.granted() == granted);
                 if room < policy.timers.timer_f + ROOM
                     && !told
                     && !policy.dead_target_memory.is_zero()
@@ -570,27 +572,26 @@ impl Machine {
                 let contact = cycle.contact_uri.clone();
                 let replaced = cycle.replaces;
                 if let Some(before) = self.lease.take().filter(|lease| lease.contact != contact) {
-                    self.stale.push((before.contact, before.expires_at));
+                    let stale = &mut self.seldom.change().stale;
+                    stale.push((before.contact, before.expires_at));
                 }
-                self.stale.retain(|(uri, _)| *uri != contact && !replaced);
-                if self.stale.is_empty() {
-                    // Idle registrations are many: an empty list keeps no memory.
-                    self.stale = Vec::new();
+                if let Some(seldom) = self.seldom.there() {
+                    seldom.stale.retain(|(uri, _)| *uri != contact && !replaced);
+                    seldom.uncounted = 0;
                 }
                 self.lease = Some(Lease {
                     contact,
                     at: cx.now,
                     expires_at,
-                    granted,
+                    granted: grant.seconds,
+                    confirmed: grant.confirmed,
                     flow: Some(flow),
                     target,
-                    confirmed: grant.confirmed,
                     rewrites,
                 });
                 self.may_live = Some(expires_at);
                 self.retries = 0;
                 self.last_failure = None;
-                self.uncounted = 0;
                 self.reference = ReferenceStatus::Registered;
                 self.plan = Plan::Waiting { until };
                 let registered = Box::new(registered);
@@ -616,7 +617,7 @@ impl Machine {
                 self.back(cx);
             }
             Purpose::RemoveAll => {
-                self.stale.clear();
+                self.forget_stale();
                 self.lease = None;
                 self.may_live = None;
                 let paused = match &self.plan {
@@ -663,7 +664,7 @@ impl Machine {
                 .map(|value| value.as_ref().into())
                 .collect();
             if !list.is_empty() {
-                self.security_server = list;
+                self.seldom.change().security_server = list;
             }
         }
     }
@@ -671,8 +672,8 @@ impl Machine {
     /// What the host's own requests repeat as Security-Verify: the list that our next REGISTER repeats too.
     fn security_in_force(&self, response: &Response) -> Box<[String]> {
         let negotiated = self.registration.security_negotiation() == SecurityNegotiation::Mediasec;
-        if negotiated && !self.security_server.is_empty() {
-            let list = self.security_server.iter();
+        if negotiated && !self.seldom.security_server.is_empty() {
+            let list = self.seldom.security_server.iter();
             list.map(|mechanism| mechanism.to_string()).collect()
         } else {
             let list = response.values("Security-Server");
@@ -699,7 +700,7 @@ impl Machine {
             _ => Vec::new(),
         });
         Some(Box::new(Exchange {
-            call_id: self.identity.call_id.clone(),
+            call_id: self.identity.call_id.to_string().into(),
             cseq: self.identity.cseq,
             branch: transaction.branch.clone(),
             target: cycle.targets.get(cycle.next).cloned(),

@@ -36,20 +36,22 @@ impl Machine {
             return self.finish(cx);
         };
         let stopping = self
+            .seldom
             .then
             .iter()
             .any(|then| matches!(then, Then::Stop { .. }));
         if stopping && matches!(then, Then::Reconfigure(_)) {
             // The entry stays after a plain stop: it has the new configuration then, and starts nothing.
-            self.then
-                .retain(|then| !matches!(then, Then::Reconfigure(_)));
-            self.then.push(then);
+            let waiting = &mut self.seldom.change().then;
+            waiting.retain(|then| !matches!(then, Then::Reconfigure(_)));
+            waiting.push(then);
             return;
         }
         if stopping && !matches!(then, Then::Stop { .. }) {
             // A stop is never turned into a registration again (D21).
             return;
         }
+        let seldom = self.seldom.change();
         match &then {
             Then::Stop { by } => {
                 let by = *by;
@@ -59,18 +61,18 @@ impl Machine {
                     }
                     // A cycle that has sent nothing yet has nothing to wait for.
                     _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
+                        seldom.then.clear();
                         self.abandon(cx);
-                        self.then.clear();
                         return self.do_then(cx, then);
                     }
                     _ => {
                         let half = cx.now + by.saturating_duration_since(cx.now) / 2;
-                        self.then_at = Some(self.then_at.map_or(half, |at| at.min(half)));
+                        seldom.then_at = Some(seldom.then_at.map_or(half, |at| at.min(half)));
                     }
                 }
-                self.then.clear();
+                seldom.then.clear();
             }
-            Then::Pause { .. } => self.then.retain(|then| {
+            Then::Pause { .. } => seldom.then.retain(|then| {
                 !matches!(
                     then,
                     Then::Refresh | Then::Register | Then::Reregister | Then::Pause { .. }
@@ -78,7 +80,7 @@ impl Machine {
             }),
             // A later configuration replaces one that was to come with a new identity, too: that one never was.
             Then::Reconfigure(to) => {
-                if let Some(Then::Replace(replacement)) = self
+                if let Some(Then::Replace(replacement)) = seldom
                     .then
                     .iter_mut()
                     .find(|then| matches!(then, Then::Replace(_)))
@@ -86,21 +88,23 @@ impl Machine {
                     *replacement = Arc::clone(to);
                     return;
                 }
-                self.then
+                seldom
+                    .then
                     .retain(|then| !matches!(then, Then::Reconfigure(_)));
             }
             other => {
                 let kind = std::mem::discriminant(other);
-                self.then
+                seldom
+                    .then
                     .retain(|then| std::mem::discriminant(then) != kind);
             }
         }
-        self.then.push(then);
+        seldom.then.push(then);
     }
 
     /// Un-REGISTERs, and does this when that is over.
     pub(super) fn unregister_then(&mut self, cx: &mut Out<'_>, within: Duration, then: Then) {
-        self.then.insert(0, then);
+        self.seldom.change().then.insert(0, then);
         self.begin(cx, Purpose::Unregister, true);
         if let Plan::Cycle(cycle) = &mut self.plan {
             cycle.limit = Some(cx.now + within);
@@ -108,7 +112,9 @@ impl Machine {
     }
 
     pub(super) fn do_then(&mut self, cx: &mut Out<'_>, then: Then) {
-        self.then_at = None;
+        if let Some(seldom) = self.seldom.there() {
+            seldom.then_at = None;
+        }
         let timer_f = self.registration.policy().timers.timer_f;
         match then {
             Then::Stop { by } => {
@@ -127,8 +133,10 @@ impl Machine {
             }
             Then::Reregister => {
                 self.retries = 0;
-                self.min_expires = 0;
-                self.security_server.clear();
+                if let Some(seldom) = self.seldom.there() {
+                    seldom.min_expires = 0;
+                    seldom.security_server.clear();
+                }
                 if self.may_live(cx.now) {
                     self.unregister_then(cx, timer_f, Then::Register);
                 } else {
@@ -187,7 +195,8 @@ impl Machine {
             Change::Replaces => {
                 if let Some(until) = paused {
                     let unregister = false;
-                    self.then.insert(0, Then::Pause { until, unregister });
+                    let then = Then::Pause { until, unregister };
+                    self.seldom.change().then.insert(0, then);
                 }
                 if self.may_live(cx.now) {
                     let timer_f = self.registration.policy().timers.timer_f;
@@ -202,44 +211,48 @@ impl Machine {
     /// What a changed configuration makes void.
     pub(super) fn reset(&mut self, credentials: bool) {
         self.retries = 0;
-        self.min_expires = 0;
-        self.sole_contact = false;
+        if let Some(seldom) = self.seldom.there() {
+            seldom.min_expires = 0;
+            seldom.sole_contact = false;
+        }
         if credentials {
             self.sessions.forget();
         }
     }
 
     pub(super) fn replace(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+        let then = match self.seldom.there() {
+            Some(seldom) => std::mem::take(&mut seldom.then),
+            None => Vec::new(),
+        };
+        self.renew(cx, to);
+        let paused = matches!(then.first(), Some(Then::Pause { .. }));
+        if !then.is_empty() {
+            self.seldom.change().then = then;
+        }
+        if !paused {
+            self.register_again(cx);
+        }
+    }
+
+    /// Becomes another registration, in the same place.
+    fn renew(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
         let identity = Identity {
-            branch: self.identity.branch.clone(),
-            guard_key: self.identity.guard_key,
+            agent: Arc::clone(&self.identity.agent),
+            id: self.identity.id,
             ..Identity::default()
         };
         *self = Self {
             ops: self.ops,
-            then: std::mem::take(&mut self.then),
             last_start: self.last_start,
             ..Self::new(to, identity, cx.entropy)
         };
-        if !matches!(self.then.first(), Some(Then::Pause { .. })) {
-            self.register_again(cx);
-        }
     }
 
     /// Takes a configuration over without starting anything.
     pub(super) fn adopt(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
         if self.registration.change_to(&to) == Change::Replaces {
-            let identity = Identity {
-                branch: self.identity.branch.clone(),
-                guard_key: self.identity.guard_key,
-                ..Identity::default()
-            };
-            let (ops, last_start) = (self.ops, self.last_start);
-            *self = Self {
-                ops,
-                last_start,
-                ..Self::new(to, identity, cx.entropy)
-            };
+            self.renew(cx, to);
         } else {
             let credentials = self.registration.outbound_auth() != to.outbound_auth();
             self.registration = to;
@@ -258,13 +271,14 @@ impl Machine {
     }
 
     pub(super) fn resume(&mut self, cx: &mut Out<'_>) {
-        let waiting = self.then.len();
-        self.then.retain(|then| !matches!(then, Then::Pause { .. }));
-        if self.then.is_empty()
-            && waiting > 0
-            && matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Unregister)
-        {
-            self.then.push(Then::Register);
+        let removing =
+            matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Unregister);
+        if let Some(Seldom { then, .. }) = self.seldom.there() {
+            let waiting = then.len();
+            then.retain(|then| !matches!(then, Then::Pause { .. }));
+            if then.is_empty() && waiting > 0 && removing {
+                then.push(Then::Register);
+            }
         }
         match &mut self.plan {
             Plan::Paused { .. } => self.begin(cx, Purpose::Register, true),

@@ -189,7 +189,7 @@ impl Machine {
                 let unregisters = cycle.purpose == Purpose::Unregister;
                 // What is removed is what was bound, whatever this flow would be bound as.
                 let bound = self.lease.as_ref().map(|lease| &lease.contact);
-                let bound = bound.or_else(|| self.stale.last().map(|(contact, _)| contact));
+                let bound = bound.or_else(|| self.seldom.stale.last().map(|(contact, _)| contact));
                 cycle.contact_uri = bound.filter(|_| unregisters).cloned().unwrap_or_else(|| {
                     let line = self.identity.line.as_deref();
                     write::contact_uri(&self.registration, &info, line).into()
@@ -292,10 +292,10 @@ impl Machine {
         } else {
             self.identity.cseq + 1
         };
-        let branch = format!("z9hG4bK{}{}", self.identity.branch, cx.entropy.hex(8));
+        let branch = self.identity.branch(cx.entropy);
         let contact = match cycle.purpose {
             Purpose::Register => {
-                ContactForm::Ours(self.registration.expiration().max(self.min_expires))
+                ContactForm::Ours(self.registration.expiration().max(self.seldom.min_expires))
             }
             Purpose::Unregister => ContactForm::Ours(0),
             Purpose::Query => ContactForm::None,
@@ -306,13 +306,18 @@ impl Machine {
         self.sessions
             .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
         let rejected = self.reference == ReferenceStatus::Rejected;
-        let security = security_lines(&self.registration, &self.security_server, cycle, rejected);
+        let security = security_lines(
+            &self.registration,
+            &self.seldom.security_server,
+            cycle,
+            rejected,
+        );
         cycle.security_only_verify = false;
         let old = match contact {
-            ContactForm::Ours(_) if !self.sole_contact => old_contacts(
+            ContactForm::Ours(_) if !self.seldom.sole_contact => old_contacts(
                 &self.registration,
                 self.lease.as_ref(),
-                &self.stale,
+                &self.seldom.stale,
                 &cycle.contact_uri,
             ),
             _ => Vec::new(),
@@ -345,7 +350,7 @@ impl Machine {
             let asked = self
                 .registration
                 .expiration()
-                .max(self.min_expires)
+                .max(self.seldom.min_expires)
                 .min(lease::LONGEST);
             let until = cx.now + Duration::from_secs(u64::from(asked)) + policy.timers.timer_f;
             self.may_live = Some(self.may_live.map_or(until, |earlier| earlier.max(until)));
@@ -355,12 +360,15 @@ impl Machine {
                 .lease
                 .as_ref()
                 .is_some_and(|lease| lease.contact == *uri);
-            self.stale.retain(|(contact, _)| contact != uri);
+            if let Some(seldom) = self.seldom.there() {
+                seldom.stale.retain(|(contact, _)| contact != uri);
+            }
             if !leased {
-                if self.stale.len() >= STALE {
-                    self.stale.remove(0);
+                let stale = &mut self.seldom.change().stale;
+                if stale.len() >= STALE {
+                    stale.remove(0);
                 }
-                self.stale.push((uri.clone(), until));
+                stale.push((uri.clone(), until));
             }
         }
         cycle.step = Step::Registering(Transaction::new(

@@ -22,7 +22,7 @@ mod surroundings;
 use crate::proto::digest::{Reaction, Role, Rules, ServerProof, parse_challenges};
 use crate::proto::event::*;
 use crate::proto::flow_info::{FlowError, FlowInfo, Target};
-use crate::proto::ids::{FlowId, OpId};
+use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::lease::{self, Sent};
 use crate::proto::locate::TargetOutcome;
 use crate::proto::mapping::Seen;
@@ -82,20 +82,59 @@ pub struct Cx<'a, O> {
     pub out: &'a mut Vec<O>,
 }
 
+/// What all registrations of an agent have in common: the start of their branches, and the key of their account guard
+#[derive(Clone, Default)]
+pub struct AgentKey {
+    tag: Box<str>,
+    guard_key: [u8; 16],
+}
+
+impl AgentKey {
+    /// `tag` marks the branches of the agent, and has to be of token characters (RFC 3261 §25.1); `guard_key` keys the
+    /// fingerprints of credentials (D6): secret, and the same for all that share a guard.
+    #[must_use]
+    pub fn new(tag: impl Into<Box<str>>, guard_key: [u8; 16]) -> Self {
+        let tag = tag.into();
+        Self { tag, guard_key }
+    }
+}
+
+impl std::fmt::Debug for AgentKey {
+    /// Shows the tag: the key would let fingerprints be compared.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentKey")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What makes a registration the same one after a restart, and its place in the agent
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Identity {
-    /// The start of every branch: agent, slot and generation in hexadecimal
-    pub branch: Box<str>,
+    /// The agent's part; shared, because its registrations are many
+    pub agent: Arc<AgentKey>,
+    /// The registration's place in the agent: with its tag the start of every branch
+    pub id: RegistrationId,
     /// Call-ID; a fresh random one where none
     pub call_id: Option<Box<str>>,
     /// The CSeq used last, the first request has the next one; a random one below 65536 where none
     pub cseq: Option<u32>,
     /// The `line` token; a fresh random one where none and the option is on
     pub line: Option<Box<str>>,
-    /// Keys the fingerprints of credentials (D6)
-    pub guard_key: [u8; 16],
+}
+
+impl Default for Identity {
+    /// That of a new registration which is alone.
+    fn default() -> Self {
+        Self {
+            agent: Arc::default(),
+            id: RegistrationId::from_parts(0, 0),
+            call_id: None,
+            cseq: None,
+            line: None,
+        }
+    }
 }
 
 /// What a machine is fed
@@ -380,12 +419,121 @@ struct Lease {
     contact: Box<str>,
     at: Instant,
     expires_at: Instant,
-    granted: Duration,
+    /// Seconds
+    granted: u32,
+    confirmed: bool,
     flow: Option<FlowId>,
     target: Target,
-    confirmed: bool,
     /// Whether a REGISTER follows only to bring the mapped address into the Contact: then the next one does not
     rewrites: bool,
+}
+
+impl Lease {
+    fn granted(&self) -> Duration {
+        Duration::from_secs(u64::from(self.granted))
+    }
+}
+
+/// What idle registrations do not have: a hundred thousand of them shall not pay for it
+#[derive(Debug, Clone, Default)]
+struct Seldom {
+    /// In this order; a command replaces an earlier one of its kind, so that these are few
+    then: Vec<Then>,
+    /// When a stop stops waiting for the cycle under way
+    then_at: Option<Instant>,
+    flaps: u32,
+    /// Retries in a row that did not count
+    uncounted: u8,
+    /// Raised by a 423, until reconfigured (D10)
+    min_expires: u32,
+    /// Contacts that the registrar may still hold beside the lease's, and until when (D18)
+    stale: Vec<(Box<str>, Instant)>,
+    /// The registrar refuses two Contacts in one REGISTER (D18)
+    sole_contact: bool,
+    security_server: Vec<Box<str>>,
+}
+
+static NOTHING: Seldom = Seldom {
+    then: Vec::new(),
+    then_at: None,
+    flaps: 0,
+    uncounted: 0,
+    min_expires: 0,
+    stale: Vec::new(),
+    sole_contact: false,
+    security_server: Vec::new(),
+};
+
+impl Seldom {
+    /// Whether there is none of it.
+    fn is_nothing(&self) -> bool {
+        let Self {
+            then,
+            then_at,
+            flaps,
+            uncounted,
+            min_expires,
+            stale,
+            sole_contact,
+            security_server,
+        } = self;
+        then.is_empty()
+            && then_at.is_none()
+            && (*flaps, *uncounted, *min_expires) == (0, 0, 0)
+            && stale.is_empty()
+            && !sole_contact
+            && security_server.is_empty()
+    }
+}
+
+/// A [`Seldom`] that takes no memory while there is none of it
+#[derive(Clone, Default)]
+struct Rarely(Option<Box<Seldom>>);
+
+impl Rarely {
+    /// To be changed; made where it was not.
+    fn change(&mut self) -> &mut Seldom {
+        self.0.get_or_insert_default()
+    }
+
+    /// To be changed, where there is something.
+    fn there(&mut self) -> Option<&mut Seldom> {
+        self.0.as_deref_mut()
+    }
+
+    fn tidy(&mut self) {
+        self.0.take_if(|seldom| seldom.is_nothing());
+    }
+}
+
+impl std::ops::Deref for Rarely {
+    type Target = Seldom;
+
+    fn deref(&self) -> &Seldom {
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl std::fmt::Debug for Rarely {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Call-ID: one we drew keeps its 128 bits, and no text
+#[derive(Debug, Clone)]
+enum CallId {
+    Drawn([u8; 16]),
+    Given(Box<str>),
+}
+
+impl std::fmt::Display for CallId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Drawn(bits) => write!(f, "{:032x}", u128::from_be_bytes(*bits)),
+            Self::Given(text) => f.write_str(text),
+        }
+    }
 }
 
 /// The pure state machine of one registration: no clock, no socket, no task
@@ -396,40 +544,39 @@ struct Lease {
 #[derive(Debug, Clone)]
 pub struct Machine {
     registration: Arc<Registration>,
-    identity: Box<Kept>,
+    identity: Kept,
     plan: Plan,
     lease: Option<Lease>,
     /// Until when the registrar may hold a binding of ours, answered or not: what is not known to be gone is removed
     may_live: Option<Instant>,
-    /// In this order; a command replaces an earlier one of its kind, so that these are few
-    then: Vec<Then>,
-    /// When a stop stops waiting for the cycle under way
-    then_at: Option<Instant>,
     retries: u32,
-    flaps: u32,
-    /// Retries in a row that did not count
-    uncounted: u8,
+    ops: u32,
     last_start: Option<Instant>,
     last_failure: Option<Box<Failure>>,
     reference: ReferenceStatus,
     sessions: Sessions,
-    /// Raised by a 423, until reconfigured (D10)
-    min_expires: u32,
-    /// Contacts that the registrar may still hold beside the lease's, and until when (D18)
-    stale: Vec<(Box<str>, Instant)>,
-    /// The registrar refuses two Contacts in one REGISTER (D18)
-    sole_contact: bool,
-    security_server: Vec<Box<str>>,
-    ops: u32,
+    seldom: Rarely,
 }
 
 #[derive(Debug, Clone)]
 struct Kept {
-    branch: Box<str>,
-    call_id: Box<str>,
+    agent: Arc<AgentKey>,
+    id: RegistrationId,
+    call_id: CallId,
     cseq: u32,
     line: Option<Box<str>>,
-    guard_key: [u8; 16],
+}
+
+impl Kept {
+    /// A new branch: the agent's tag and the place in it say whose the answer is, the rest is random.
+    fn branch(&self, entropy: &mut Entropy) -> String {
+        let RegistrationId { index, generation } = self.id;
+        let random = entropy.hex(8);
+        format!(
+            "z9hG4bK{}{index:08x}{generation:08x}{random}",
+            self.agent.tag
+        )
+    }
 }
 
 type Out<'a> = Cx<'a, Output>;
@@ -442,34 +589,30 @@ impl Machine {
             .line()
             .then(|| identity.line.unwrap_or_else(|| entropy.letters(7).into()));
         let kept = Kept {
-            branch: identity.branch,
-            call_id: identity.call_id.unwrap_or_else(|| entropy.hex(16).into()),
+            agent: identity.agent,
+            id: identity.id,
+            call_id: match identity.call_id {
+                Some(text) => CallId::Given(text),
+                None => CallId::Drawn(std::array::from_fn(|_| entropy.u32() as u8)),
+            },
             cseq: identity
                 .cseq
                 .unwrap_or_else(|| entropy.below(65_536) as u32),
             line,
-            guard_key: identity.guard_key,
         };
         Self {
             registration,
-            identity: Box::new(kept),
+            identity: kept,
             plan: Plan::Idle,
             lease: None,
             may_live: None,
-            then: Vec::new(),
-            then_at: None,
             retries: 0,
-            flaps: 0,
-            uncounted: 0,
+            ops: 0,
             last_start: None,
             last_failure: None,
             reference: ReferenceStatus::Unregistered,
             sessions: Sessions::default(),
-            min_expires: 0,
-            stale: Vec::new(),
-            sole_contact: false,
-            security_server: Vec::new(),
-            ops: 0,
+            seldom: Rarely::default(),
         }
     }
 
@@ -501,7 +644,7 @@ impl Machine {
         Status {
             lease: self.lease.as_ref().map(|lease| LeaseStatus {
                 expires_at: lease.expires_at,
-                granted: lease.granted,
+                granted: lease.granted(),
                 flow: lease.flow,
                 target: lease.target.clone(),
                 confirmed: lease.confirmed,
@@ -530,7 +673,7 @@ impl Machine {
                     Step::Registering(transaction) => Some(transaction.deadline()),
                     Step::Between => None,
                 };
-                [step, cycle.limit, self.then_at]
+                [step, cycle.limit, self.seldom.then_at]
                     .into_iter()
                     .flatten()
                     .min()
@@ -649,6 +792,7 @@ impl Machine {
         }
         // A jump of the clock, say, may have aged the lease.
         self.expire(cx);
+        self.seldom.tidy();
     }
 }
 

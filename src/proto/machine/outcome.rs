@@ -5,7 +5,7 @@ use super::*;
 impl Machine {
     pub(super) fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
         if removal == Removal::Removed {
-            self.stale.clear();
+            self.forget_stale();
             self.lease = None;
             self.may_live = None;
             self.last_failure = None;
@@ -15,9 +15,10 @@ impl Machine {
         self.plan = Plan::Idle;
         cx.out
             .push(Output::Event(Event::Unregistered(removal.clone())));
-        if matches!(self.then.first(), Some(Then::Stop { .. })) {
-            self.then_at = None;
-            for then in std::mem::take(&mut self.then) {
+        if matches!(self.seldom.then.first(), Some(Then::Stop { .. })) {
+            let seldom = self.seldom.change();
+            seldom.then_at = None;
+            for then in std::mem::take(&mut seldom.then) {
                 if let Then::Reconfigure(to) = then {
                     self.adopt(cx, to);
                 }
@@ -39,12 +40,19 @@ impl Machine {
 
     /// A cycle is over: what waited for its end comes now.
     pub(super) fn finish(&mut self, cx: &mut Out<'_>) {
-        while !matches!(self.plan, Plan::Cycle(_)) && !self.then.is_empty() {
-            let then = self.then.remove(0);
+        while !matches!(self.plan, Plan::Cycle(_))
+            && let Some(seldom) = self.seldom.there()
+            && !seldom.then.is_empty()
+        {
+            let then = seldom.then.remove(0);
             self.do_then(cx, then);
         }
-        if self.then.is_empty() {
-            self.then = Vec::new();
+    }
+
+    /// The registrar holds no Contact of ours but the lease's.
+    pub(super) fn forget_stale(&mut self) {
+        if let Some(seldom) = self.seldom.there() {
+            seldom.stale.clear();
         }
     }
 
@@ -136,12 +144,14 @@ impl Machine {
             } => {
                 self.retries += u32::from(counted);
                 // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
-                self.uncounted = if counted {
-                    0
-                } else {
-                    self.uncounted.saturating_add(1)
+                let uncounted = match counted {
+                    true => 0,
+                    false => self.seldom.uncounted.saturating_add(1),
                 };
-                let doublings = u32::from(self.uncounted.saturating_sub(UNCOUNTED)).min(6);
+                if uncounted != self.seldom.uncounted {
+                    self.seldom.change().uncounted = uncounted;
+                }
+                let doublings = u32::from(uncounted.saturating_sub(UNCOUNTED)).min(6);
                 let least = Duration::from_secs((1 << doublings) - 1).min(UNCOUNTED_LEAST);
                 let (after, jitter) = match recovery {
                     Some(wait) if class == crate::FailureClass::Temporary => (wait, 0.0),

@@ -21,9 +21,9 @@ impl Machine {
                 if cycle.limit.is_some_and(|limit| cx.now >= limit) {
                     return self.fail(cx, Failure::Timeout, None, None);
                 }
-                if self.then_at.is_some_and(|at| cx.now >= at) {
+                if self.seldom.then_at.is_some_and(|at| cx.now >= at) {
                     // Half of the time is gone; the un-REGISTER gets the other half.
-                    self.then_at = None;
+                    self.seldom.change().then_at = None;
                     self.abandon(cx);
                     return self.finish(cx);
                 }
@@ -83,8 +83,8 @@ impl Machine {
         if self.may_live.is_some_and(|until| cx.now >= until) {
             self.may_live = None;
         }
-        if !self.stale.is_empty() {
-            self.stale.retain(|(_, until)| cx.now < *until);
+        if let Some(seldom) = self.seldom.there() {
+            seldom.stale.retain(|(_, until)| cx.now < *until);
         }
         if self
             .lease
@@ -170,14 +170,17 @@ impl Machine {
         let next_in = was_ours.map(|held_for| {
             if held_for < FLAP {
                 // 1, 2, 4 … 60 s, between half and all of it (D2).
+                let flaps = &mut self.seldom.change().flaps;
                 let longest =
-                    Duration::from_secs(1 << self.flaps.min(6)).min(Duration::from_secs(60));
-                self.flaps = self.flaps.saturating_add(1);
+                    Duration::from_secs(1 << (*flaps).min(6)).min(Duration::from_secs(60));
+                *flaps = flaps.saturating_add(1);
                 let pace = longest.mul_f64(cx.entropy.between(0.5, 1.0)).max(PACE);
                 // All that rode on the flow lost it at the same moment (D13).
                 pace + cx.entropy.up_to(spread)
             } else {
-                self.flaps = 0;
+                if let Some(seldom) = self.seldom.there() {
+                    seldom.flaps = 0;
+                }
                 cx.entropy.up_to(spread)
             }
         });

@@ -5,7 +5,7 @@ use crate::proto::mapping;
 use crate::{ContactRewriting, FlowInfo, Protocol, Registration};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 /// What a REGISTER says of Contact
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +19,13 @@ pub(crate) enum ContactForm {
 }
 
 /// What a REGISTER is made of, beside its configuration
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Parts<'a> {
     pub(crate) registration: &'a Registration,
     pub(crate) info: &'a FlowInfo,
     pub(crate) branch: &'a str,
     pub(crate) from_tag: &'a str,
-    pub(crate) call_id: &'a str,
+    pub(crate) call_id: &'a dyn Display,
     pub(crate) cseq: u32,
     pub(crate) contact: ContactForm,
     pub(crate) contact_uri: &'a str,

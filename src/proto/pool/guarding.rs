@@ -11,11 +11,12 @@ impl Pool {
         else {
             return;
         };
-        entry.guarded = guarded.clone();
+        entry.guard.get_or_insert_default().asked = guarded.clone();
         let allowed = match self.guard.ask(cx.now, &guarded) {
             Pass::Go(counted) => {
                 if let Some(entry) = self.entry_mut(asker.id) {
-                    entry.in_flight.extend(counted);
+                    let guard = entry.guard.get_or_insert_default();
+                    guard.in_flight.extend(counted);
                 }
                 true
             }
@@ -36,13 +37,18 @@ impl Pool {
         let Some(entry) = self.entry_mut(id) else {
             return;
         };
-        let (flown, stay) = std::mem::take(&mut entry.in_flight)
+        let mut guard = entry.guard.take().unwrap_or_default();
+        let (flown, stay) = std::mem::take(&mut guard.in_flight)
             .into_iter()
             .partition::<Vec<_>, _>(|one| credential.contains(one));
-        entry.in_flight = stay;
+        guard.in_flight = stay;
         if accepted == Some(false) {
             // What `retry_credentials` forgives.
-            entry.guarded = credential.into();
+            guard.asked = credential.into();
+        }
+        // Idle registrations are many: there is nothing to forgive to one whose credentials are good.
+        if accepted != Some(true) || !guard.in_flight.is_empty() {
+            entry.guard = Some(guard);
         }
         self.guard.proved(cx.now, credential, accepted, &flown);
         // Each of those that waited asks again, and waits again where it must; the round is as long as the queue.

@@ -7,14 +7,14 @@ mod names;
 mod window;
 
 use flows::flow_key;
-use names::Waiter;
+use names::{Targets, Waiter};
 use window::Window;
 
 use crate::proto::flow::{Asker, FlowTable, spread};
 use crate::proto::guard::{Guard, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::locate::{Health, Names, TargetOutcome};
-use crate::proto::machine::{Cx, Guarded, Identity, Input, Machine, Output};
+use crate::proto::machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
 use crate::proto::mapping::Seen;
 use crate::proto::{
     Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target,
@@ -24,7 +24,7 @@ use crate::{
     ResolveError, Response, Secret, SipUri,
 };
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,6 +74,8 @@ pub enum PoolOutput {
 #[derive(Debug)]
 struct Slot {
     generation: u32,
+    /// Forgotten once it has stopped
+    leaving: bool,
     entry: Option<Box<Entry>>,
 }
 
@@ -84,12 +86,17 @@ struct Entry {
     /// The flows that are counted as used by this one
     flows: [Option<FlowId>; 2],
     /// The target whose window this one takes a place in
-    window: Option<SocketAddr>,
-    /// What the guard was asked about last
-    guarded: Box<[Guarded]>,
+    window: Option<Target>,
+    /// Its business with the account guard; none once its credentials are accepted
+    guard: Option<Box<InGuard>>,
+}
+
+#[derive(Debug, Default)]
+struct InGuard {
+    /// What the guard was asked about last, or what was refused
+    asked: Box<[Guarded]>,
     /// What of it the guard counts as in flight
     in_flight: Vec<Guarded>,
-    leaving: bool,
 }
 
 #[derive(Debug)]
@@ -106,7 +113,7 @@ struct Opening {
 #[derive(Debug)]
 pub struct Pool {
     tag: Arc<str>,
-    guard_key: [u8; 16],
+    agent: Arc<AgentKey>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     count: usize,
@@ -115,6 +122,7 @@ pub struct Pool {
     names: Names<Waiter>,
     health: Health,
     flows: FlowTable,
+    targets: Targets,
     windows: HashMap<SocketAddr, Window>,
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
@@ -153,9 +161,9 @@ impl Pool {
         entropy.fill(&mut guard_key);
         let tag: Arc<str> = entropy.hex(4).into();
         Self {
+            agent: Arc::new(AgentKey::new(&*tag, guard_key)),
             flows: FlowTable::new(tag_bytes(&tag)),
             tag,
-            guard_key,
             slots: Vec::new(),
             free: Vec::new(),
             count: 0,
@@ -163,6 +171,7 @@ impl Pool {
             transports: Vec::new(),
             names: Names::default(),
             health: Health::default(),
+            targets: Targets::default(),
             windows: HashMap::new(),
             guard: Guard::default(),
             waiting_for_guard: VecDeque::new(),
@@ -205,6 +214,7 @@ impl Pool {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 generation: 0,
+                leaving: false,
                 entry: None,
             });
             (self.slots.len() - 1) as u32
@@ -215,8 +225,8 @@ impl Pool {
             generation: slot.generation,
         };
         let identity = Identity {
-            branch: format!("{}{:08x}{:08x}", self.tag, index, slot.generation).into(),
-            guard_key: self.guard_key,
+            agent: Arc::clone(&self.agent),
+            id,
             ..Identity::default()
         };
         let machine = Machine::new(registration, identity, cx.entropy);
@@ -228,9 +238,7 @@ impl Pool {
             deadline: None,
             flows: [None, None],
             window: None,
-            guarded: [].into(),
-            in_flight: Vec::new(),
-            leaving: false,
+            guard: None,
         }));
         self.count += 1;
         self.handle(cx, id, Input::Start);
@@ -239,14 +247,12 @@ impl Pool {
 
     /// Un-REGISTERs and forgets; [`PoolOutput::Done`] tells when it is gone. False where there is no such one.
     pub fn remove(&mut self, cx: &mut Out<'_>, id: RegistrationId, within: Duration) -> bool {
-        match self.entry_mut(id) {
-            Some(entry) => {
-                entry.leaving = true;
-                self.handle(cx, id, Input::Stop(within));
-                true
-            }
-            None => false,
-        }
+        let Some(slot) = self.slot_mut(id) else {
+            return false;
+        };
+        slot.leaving = true;
+        self.handle(cx, id, Input::Stop(within));
+        true
     }
 
     /// Replaces the configuration; none where there is no such registration.
@@ -264,8 +270,8 @@ impl Pool {
     /// Lets a registration with refused credentials try again.
     pub fn retry_credentials(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
         let Some(entry) = self.entry(id) else { return };
-        let guarded = entry.guarded.clone();
-        self.guard.forgive(&guarded);
+        let asked = entry.guard.as_ref().map(|guard| guard.asked.clone());
+        self.guard.forgive(&asked.unwrap_or_default());
         self.handle(cx, id, Input::RetryCredentials);
     }
 
@@ -341,7 +347,7 @@ impl Pool {
             }
         }
         if let Some(removal) = done {
-            if self.entry(id).is_some_and(|entry| entry.leaving) {
+            if self.slot_mut(id).is_some_and(|slot| slot.leaving) {
                 self.forget(cx, id);
             }
             cx.out.push(PoolOutput::Done(id, removal));
@@ -502,12 +508,10 @@ impl Pool {
         }
         let (before, after) = (entry.flows, entry.machine.flows());
         entry.flows = after;
+        let engaged = entry.machine.engaged();
         let left = entry
             .window
-            .filter(|address| entry.machine.engaged() != Some(*address));
-        if left.is_some() {
-            entry.window = None;
-        }
+            .take_if(|target| engaged != Some(target.address()));
         if before != after {
             for flow in after.into_iter().flatten() {
                 self.flows.join(flow, id.index);
@@ -518,8 +522,8 @@ impl Pool {
                 }
             }
         }
-        if let Some(address) = left {
-            self.release(cx, address);
+        if let Some(target) = left {
+            self.release(cx, target.address());
         }
     }
 
@@ -531,6 +535,7 @@ impl Pool {
             return;
         };
         slot.generation = slot.generation.wrapping_add(1);
+        slot.leaving = false;
         self.free.push(id.index);
         self.count -= 1;
         if let Some(at) = entry.deadline {
@@ -542,8 +547,8 @@ impl Pool {
         for flow in entry.flows.into_iter().flatten() {
             self.leave(cx, flow, id);
         }
-        if let Some(address) = entry.window {
-            self.release(cx, address);
+        if let Some(target) = entry.window {
+            self.release(cx, target.address());
         }
     }
 
@@ -555,10 +560,13 @@ impl Pool {
     }
 
     fn entry_mut(&mut self, id: RegistrationId) -> Option<&mut Entry> {
+        self.slot_mut(id)?.entry.as_deref_mut()
+    }
+
+    /// The slot of a registration that is there.
+    fn slot_mut(&mut self, id: RegistrationId) -> Option<&mut Slot> {
         let slot = self.slots.get_mut(id.index as usize)?;
-        slot.entry
-            .as_deref_mut()
-            .filter(|_| slot.generation == id.generation)
+        (slot.generation == id.generation && slot.entry.is_some()).then_some(slot)
     }
 
     /// Whether any registration is doing something now.

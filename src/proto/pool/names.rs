@@ -3,6 +3,9 @@
 use super::*;
 use crate::proto::locate::{Bound, Found, Located, Reader, Report, Selection, select};
 
+/// Targets that nobody uses any more are kept up to this number
+const SPARE_TARGETS: usize = 64;
+
 /// One that waits for the name service
 #[derive(Debug)]
 pub(super) struct Waiter {
@@ -12,6 +15,28 @@ pub(super) struct Waiter {
     since: Instant,
     /// Draws the order of equal servers
     seed: u64,
+}
+
+/// The targets that are in use: equal ones are one in memory, because a hundred thousand leases name a few of them
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    known: HashSet<Target>,
+    sweep_at: usize,
+}
+
+impl Targets {
+    /// The target that is equal to this one, or this one from now on.
+    fn share(&mut self, target: Target) -> Target {
+        if let Some(known) = self.known.get(&target) {
+            return known.clone();
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(Target::is_shared);
+            self.sweep_at = SPARE_TARGETS.max(self.known.len().saturating_mul(2));
+        }
+        self.known.insert(target.clone());
+        target
+    }
 }
 
 impl Waiter {
@@ -55,7 +80,11 @@ impl Pool {
                 }
                 return;
             }
-            Selection::Targets(located) => Ok(self.in_order(now, &waiter, located)),
+            Selection::Targets(located) => {
+                let targets = self.in_order(now, &waiter, located);
+                let share = |target| self.targets.share(target);
+                Ok(targets.into_iter().map(share).collect())
+            }
             Selection::Failed(error) => Err(error),
         };
         let op = asker.op;

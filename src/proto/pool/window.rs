@@ -67,7 +67,7 @@ impl Pool {
             return;
         };
         let address = opening.target.address();
-        let holds_one = entry.window == Some(address);
+        let holds_one = entry.window.as_ref().map(Target::address) == Some(address);
         let left = self.health.asked(&opening.target, cx.now);
         if let Some(left) = left.filter(|_| !holds_one && !entry.machine.insists()) {
             return self.elsewhere(cx, asker, &opening.target, Some(left));
@@ -88,7 +88,7 @@ impl Pool {
         if !holds_one {
             window.used += 1;
             if let Some(entry) = self.entry_mut(asker.id) {
-                entry.window = Some(address);
+                entry.window = Some(opening.target.clone());
             }
         }
         self.open(cx, asker, opening);
