@@ -1138,3 +1138,116 @@ fn f48_a_registration_that_goes_is_removed_in_the_same_call() {
     sim.reply(&removal, Reply::status(200));
     assert_eq!(sim.removals(), [Removal::Removed]);
 }
+
+/// pjproject#4477, kamailio#210, opensips#140, linphone-desktop#300: SRV named a second server, and nobody asked it.
+#[test]
+fn f18_a_target_that_fails_is_followed_by_the_next_one_in_the_same_attempt() {
+    type Fail = fn(&mut Sim, &SentRequest);
+    let failures: [(&str, &str, Fail); 5] = [
+        ("a timeout", "udp", |sim, _| sim.advance(secs(32))),
+        ("503", "udp", |sim, request| {
+            sim.reply(request, Reply::status(503));
+        }),
+        ("503 with Retry-After", "udp", |sim, request| {
+            sim.reply(request, Reply::status(503).header("Retry-After", "600"));
+        }),
+        ("an ICMP error", "udp", |sim, request| {
+            sim.fail_flow(request.flow(), FlowError::Refused);
+        }),
+        ("a closed connection", "tcp", |sim, request| {
+            sim.fail_flow(request.flow(), FlowError::Closed);
+        }),
+    ];
+    for (name, transport, fail) in failures {
+        let mut sim = Sim::many([]);
+        let server = |priority, target: &str| Srv {
+            priority,
+            weight: 0,
+            port: 5070,
+            target: target.into(),
+        };
+        let servers = vec![
+            server(2, "three.example.com"),
+            server(0, "one.example.com"),
+            server(1, "two.example.com"),
+        ];
+        let service = format!("_sip._{transport}.example.com");
+        sim.answer(Query::srv(service), Ok(Answer::srv(servers)));
+        for (n, host) in (1..).zip(["one", "two", "three"]) {
+            let address = IpAddr::from([192, 0, 2, n]);
+            sim.resolve(&format!("{host}.example.com"), Ok(vec![address]));
+        }
+        sim.add(built(at(&format!("sip:example.com;transport={transport}"))));
+        for n in 1..=3 {
+            let request = sim.all_sent().pop().expect("a request");
+            let expected: SocketAddr = ([192, 0, 2, n], 5070).into();
+            assert_eq!(request.target().address(), expected, "{name}");
+            assert!(sim.events().is_empty(), "{name}: the attempt goes on");
+            fail(&mut sim, &request);
+        }
+        assert_matches!(&sim.events()[..], [Event::Rejected { .. }], "{name}");
+    }
+}
+
+/// pjproject#1375: after an outage all clients came in the same second.
+#[test]
+fn f39_clients_do_not_all_come_in_the_same_second() {
+    let crowd = |server: &str| {
+        let mut sim = Sim::many([]);
+        for n in 0..1000 {
+            let aor = format!("sip:u{n}@example.com");
+            sim.add(built(
+                Registration::builder(server, aor.as_str())
+                    .max_random_initial_delay(Duration::ZERO),
+            ));
+        }
+        sim
+    };
+    // All that is sent until then, answered; and the most that came in one second.
+    let serve = |sim: &mut Sim, until: Duration, reply: &Reply| {
+        let (mut seconds, mut all) = (std::collections::HashMap::new(), Vec::new());
+        loop {
+            for request in sim.all_sent() {
+                *seconds.entry(sim.elapsed().as_secs()).or_insert(0) += 1;
+                sim.reply(&request, reply.clone());
+                all.push(request);
+            }
+            if !sim.is_silent() {
+                continue;
+            }
+            match sim.deadline() {
+                Some(next) if sim.elapsed() + next <= until => sim.advance(next),
+                _ => break,
+            }
+        }
+        let most: u32 = seconds.values().max().copied().unwrap_or_default();
+        (all, most)
+    };
+    // Retries of failures in the same moment spread over 12 s.
+    let mut sim = crowd("sip:192.0.2.9");
+    serve(&mut sim, secs(1), &Reply::status(500));
+    let (retries, most) = serve(&mut sim, secs(73), &Reply::granted(3600));
+    assert!(
+        retries.len() == 1000 && most < 150,
+        "{most} retries in a second"
+    );
+    // Refreshes, within a minute at first.
+    let (refreshes, most) = serve(&mut sim, secs(3400), &Reply::granted(3600));
+    assert!(
+        refreshes.len() == 1000 && most < 50,
+        "{most} refreshes in a second"
+    );
+    // Users of a lost connection, over 10 s, however long it lasted.
+    for lasted in [1, 40] {
+        let mut sim = crowd("sip:192.0.2.9;transport=tcp");
+        let (registers, _) = serve(&mut sim, secs(1), &Reply::granted(3600));
+        sim.advance_to(secs(lasted));
+        sim.fail_flow(registers[0].flow(), FlowError::Reset);
+        let (again, most) = serve(&mut sim, secs(lasted + 12), &Reply::granted(3600));
+        // Those who would have come within a second wait for that (D2).
+        assert!(
+            again.len() == 1000 && most < 250,
+            "{lasted} s: {most} in a second"
+        );
+    }
+}

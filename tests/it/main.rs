@@ -31,6 +31,7 @@ mod rules_commands;
 mod rules_contact;
 mod rules_host;
 mod rules_identity;
+mod rules_locate;
 mod rules_peer;
 mod rules_refresh;
 mod rules_retry;

@@ -513,8 +513,10 @@ impl Machine {
                 };
                 let granted = Duration::from_secs(u64::from(grant.seconds));
                 let mut after = policy.refresh.refresh_after(granted);
-                let early = after.mul_f64(cx.entropy.between(0.0, policy.refresh.jitter));
-                after -= early.min(policy.refresh.jitter_max).min(after);
+                // Even within the limit: drawn first and cut then, most would be earlier by just the limit (D15).
+                let most = after.mul_f64(policy.refresh.jitter);
+                let early = cx.entropy.up_to(most.min(policy.refresh.jitter_max));
+                after = after.saturating_sub(early);
                 let rewrites = self.rewrites(exchange.as_deref());
                 let until = if rewrites {
                     self.last_start.map_or(cx.now, |last| last + PACE)

@@ -130,6 +130,7 @@ impl Machine {
             Then::Refresh => {
                 self.retries = 0;
                 self.begin(cx, Purpose::Register, true);
+                self.insist();
             }
             Then::Reregister => {
                 self.retries = 0;
@@ -141,9 +142,13 @@ impl Machine {
                     self.unregister_then(cx, timer_f, Then::Register);
                 } else {
                     self.register_again(cx);
+                    self.insist();
                 }
             }
-            Then::Register => self.register_again(cx),
+            Then::Register => {
+                self.register_again(cx);
+                self.insist();
+            }
             Then::Query => self.begin(cx, Purpose::Query, true),
             Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
             Then::Pause { until, unregister } => {
@@ -158,6 +163,13 @@ impl Machine {
             }
             Then::Reconfigure(to) => self.reconfigure(cx, to),
             Then::Replace(to) => self.replace(cx, to),
+        }
+    }
+
+    /// What was asked for goes out, even to a target that wants to be left alone.
+    fn insist(&mut self) {
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.insists = true;
         }
     }
 

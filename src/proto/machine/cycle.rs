@@ -18,7 +18,7 @@ impl Machine {
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
-            commanded,
+            insists: false,
             started: None,
             requests: 0,
             at_target: 0,

@@ -341,8 +341,8 @@ enum Plan {
 #[derive(Debug, Clone)]
 struct Cycle {
     purpose: Purpose,
-    /// Whether somebody asked for it: then a target that wants to be left alone is not (D20)
-    commanded: bool,
+    /// Whether somebody asked for a REGISTER at once (D20): then a target that wants to be left alone is not
+    insists: bool,
     /// When the first request went out
     started: Option<Instant>,
     requests: u32,
@@ -723,7 +723,7 @@ impl Machine {
     /// Whether the request goes to a target even if that asked to be left alone: on command, and to remove a binding.
     pub(crate) fn insists(&self) -> bool {
         matches!(&self.plan, Plan::Cycle(cycle)
-            if cycle.commanded || cycle.purpose != Purpose::Register)
+            if cycle.insists || cycle.purpose != Purpose::Register)
     }
 
     /// Whether this waits for the guard's answer to `op`.
