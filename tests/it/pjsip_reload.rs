@@ -1,8 +1,11 @@
 //! A new version of a `pjsip.conf`: what it changes, what it keeps, and which packets it costs.
 
+use sip_registration::Registration;
 use sip_registration::pjsip_conf::{Files, Loaded, Step, load};
+use sip_registration::testkit::{Reply, Sim};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A file in memory.
 struct File(String);
@@ -174,9 +177,8 @@ fn who_takes_over_an_address_of_record_waits_for_its_un_register() {
 mod applied {
     use super::*;
     use sip_registration::pjsip_conf::{Applied, Running, table};
-    use sip_registration::testkit::{MockTransport, Reply, SentRequest, Wire};
+    use sip_registration::testkit::{MockTransport, SentRequest, Wire};
     use sip_registration::{Agent, Registrar, Removal};
-    use std::time::Duration;
 
     #[expect(clippy::disallowed_methods, reason = "a host asks what time it is")]
     fn now() -> tokio::time::Instant {
@@ -471,4 +473,76 @@ mod applied {
                 .count()
         );
     }
+}
+
+/// The Authorization header that a section with these lines in its `auth` answers a challenge with.
+fn answer(auth: &str, challenge: &str) -> Option<String> {
+    let text = format!(
+        "{BASE}[own]\ntype=auth\nusername=a\n{auth}\n[a](t)\nclient_uri=sip:a@example.com\noutbound_auth=own\n"
+    );
+    let loaded = load(&File(text), "pjsip.conf");
+    let registration = &loaded.registration("a").expect("in order").registration;
+    let mut sim = Sim::seeded([5; 32], [Registration::clone(registration)]);
+    sim.advance(Duration::from_secs(2));
+    let first = sim.sent();
+    sim.reply(
+        &first,
+        Reply::status(401).header("WWW-Authenticate", challenge),
+    );
+    let answer = sim.all_sent().pop()?;
+    answer
+        .headers("Authorization")
+        .next()
+        .map(|value| value.to_string())
+}
+
+#[test]
+fn hashes_answer_as_the_password_does_also_where_the_file_names_no_realm() {
+    let challenge = "Digest realm=\"realm.example\", nonce=\"n\", qop=\"auth\"";
+    let by_password = answer("password=s3cr3t", challenge);
+    assert!(
+        by_password
+            .as_ref()
+            .is_some_and(|value| value.contains("response=")),
+        "{by_password:?}"
+    );
+    let md5 = "8c4a4c4c69037e696632871fa1d6d90a";
+    assert_eq!(
+        answer(&format!("md5_cred={md5}\nrealm=realm.example"), challenge),
+        by_password
+    );
+    assert_eq!(answer(&format!("md5_cred={md5}"), challenge), by_password);
+    assert_eq!(
+        answer(&format!("password_digest=MD5:{md5}\nrealm=*"), challenge),
+        by_password
+    );
+    assert_eq!(
+        answer(&format!("md5_cred={md5}\nrealm=other.example"), challenge),
+        None
+    );
+    assert_eq!(
+        answer("password=s3cr3t\nrealm=other.example", challenge),
+        None
+    );
+}
+
+#[test]
+fn sha_256_is_answered_where_the_file_lists_it_and_only_there() {
+    let challenge = "Digest realm=\"r\", nonce=\"n\", qop=\"auth\", algorithm=SHA-256";
+    assert_eq!(answer("password=s3cr3t", challenge), None);
+    let listed = answer(
+        "password=s3cr3t\nsupported_algorithms_uac=SHA-256,MD5",
+        challenge,
+    );
+    assert!(
+        listed
+            .as_ref()
+            .is_some_and(|value| value.contains("algorithm=SHA-256")),
+        "{listed:?}"
+    );
+    let md5 = "Digest realm=\"r\", nonce=\"n\", qop=\"auth\"";
+    assert_eq!(
+        answer("password=s3cr3t\nsupported_algorithms_uac=SHA-256", md5),
+        None
+    );
 }
