@@ -91,7 +91,7 @@ pub(crate) struct Wish {
     pub(crate) key: FlowKey,
     /// This one, while it is up
     pub(crate) prefer: Option<FlowId>,
-    /// A new one, whatever there is
+    /// A new one, though one is up
     pub(crate) fresh: bool,
     /// How long making it may take
     pub(crate) within: Duration,
@@ -160,7 +160,8 @@ impl FlowTable {
         let known = prefer
             .filter(|flow| self.flows.contains_key(flow))
             .or_else(|| self.by_key.get(&key).copied())
-            .filter(|_| !fresh);
+            // One that is being made is fresh: those whose requests died with a flow need one between them.
+            .filter(|flow| !fresh || self.opening.contains(flow));
         if let Some(id) = known
             && let Some(flow) = self.flows.get_mut(&id)
         {

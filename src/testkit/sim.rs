@@ -437,6 +437,12 @@ impl Sim {
         }
     }
 
+    /// How many flows were asked for so far, made or not.
+    #[must_use]
+    pub fn flows_made(&self) -> usize {
+        self.flows.len()
+    }
+
     /// A flow ends.
     pub fn fail_flow(&mut self, flow: FlowId, error: FlowError) {
         self.with(|pool, cx| pool.flow_failed(cx, flow, &error));

@@ -191,21 +191,17 @@ impl Pool {
         cx.out.push(PoolOutput::Send { flow, message });
     }
 
-    /// CRLF and STUN are nobody's message: what they say is taken here, true where `received` was such.
-    pub(super) fn kept(&mut self, cx: &mut Out<'_>, received: &Received) -> bool {
-        let message = &received.message;
-        let blank = message.iter().all(|byte| b"\r\n".contains(byte));
-        if blank && !message.is_empty() {
-            if let (b"\r\n", Some(flow)) = (&message[..], received.flow) {
-                self.flows.pong(flow);
+    /// CRLF and STUN: the answers to our keep-alives. Others are nobody's; to be a STUN server is the host's business.
+    pub(super) fn kept(&mut self, cx: &mut Out<'_>, received: &Received) {
+        match (&received.message[..], received.flow) {
+            (b"\r\n", Some(flow)) => self.flows.pong(flow),
+            (message, _) if FlowTable::is_ours(self.flows.tag(), message) => {
+                if let Some((flow, error)) = self.flows.stun_answered(received.source, message) {
+                    self.give_up(cx, flow, &error);
+                }
             }
-            return true;
+            _ => {}
         }
-        let ours = FlowTable::is_ours(self.flows.tag(), message);
-        if ours && let Some((flow, error)) = self.flows.stun_answered(received.source, message) {
-            self.give_up(cx, flow, &error);
-        }
-        ours
     }
 }
 

@@ -5,13 +5,10 @@ use super::*;
 impl Pool {
     /// Hands over a message from the network; what is not ours comes back as [`PoolOutput::Message`].
     pub fn received(&mut self, cx: &mut Out<'_>, received: Received) {
-        // A keep-alive or the answer to one, CRLF or STUN (RFC 5626 §4.4, RFC 5389 §6), is no message.
+        // A keep-alive or the answer to one, CRLF or STUN (RFC 5626 §4.4, RFC 8489 §5), is no message.
         let first = received.message.first();
         if first.is_none_or(|first| first & 0xc0 == 0) {
-            return;
-        }
-        if self.kept(cx, &received) {
-            return;
+            return self.kept(cx, &received);
         }
         if !self.accepts(&received.message) {
             return self.foreign(cx, received);
