@@ -21,6 +21,10 @@ pub enum Error {
     /// The configuration of a transport was refused.
     #[error(transparent)]
     Transport(#[from] TransportConfigError),
+    /// Certificates, roots or a key were refused.
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    Tls(#[from] crate::TlsConfigError),
     /// A security mechanism was refused.
     #[error(transparent)]
     Mechanism(#[from] MechanismError),

@@ -127,3 +127,22 @@ fn each_file_that_the_documents_name_exists_and_has_what_they_say() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+#[test]
+fn each_feature_is_in_the_readme_and_none_that_is_not_there() {
+    let manifest = read(&Path::new(ROOT).join("Cargo.toml"));
+    let (_, features) = manifest.split_once("[features]").expect("features");
+    let (features, _) = features.split_once("\n[").expect("what follows them");
+    let lines = features.lines().filter(|line| !line.starts_with('#'));
+    let names = lines.filter_map(|line| line.split_once(" = "));
+    let there: BTreeSet<_> = names
+        .map(|(name, _)| name.trim_matches('"'))
+        .filter(|name| *name != "default")
+        .collect();
+    let readme = read(&Path::new(ROOT).join("README.md"));
+    let told: BTreeSet<_> = column(&readme, "feature")
+        .into_iter()
+        .flat_map(|(cell, _)| quoted(cell))
+        .collect();
+    assert_eq!(there, told);
+}

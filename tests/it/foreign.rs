@@ -627,6 +627,33 @@ fn what_is_shared_between_threads_may_be() {
 }
 
 #[test]
+fn every_refusal_goes_through_a_question_mark() {
+    fn errors() -> [Result<(), Error>; 4] {
+        [
+            (|| Ok(SipUri::parse("nothing").map(drop)?))(),
+            (|| Ok(Registration::builder("sip:a", "").build().map(drop)?))(),
+            (|| Ok(Mechanism::parse("").map(drop)?))(),
+            (|| Ok(TransportConfig::new("", Protocol::Udp).map(drop)?))(),
+        ]
+    }
+    assert_matches!(
+        errors(),
+        [
+            Err(Error::Uri(_)),
+            Err(Error::Build(_)),
+            Err(Error::Mechanism(_)),
+            Err(Error::Transport(_)),
+        ]
+    );
+    #[cfg(feature = "rsip-0_4")]
+    {
+        let dotted = SipUri::parse("sip:al.ice@example.com").expect("a URI");
+        let error = rsip::Uri::try_from(&dotted).map(drop);
+        assert_matches!(error.map_err(Error::from), Err(Error::Rsip(_)));
+    }
+}
+
+#[test]
 fn one_machine_is_driven_by_hand() {
     let mut entropy = Entropy::from_seed([3; 32]);
     let identity = Identity::default()
