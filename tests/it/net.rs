@@ -3,8 +3,9 @@
 //! Where a relay on loopback can do the harm, it does ([`crate::relay`]); the rest happens in network namespaces of the
 //! test's own ([`crate::netns`]), which need root. Each test prints what it measured; its bound is an assertion.
 
+use crate::lab::Lab;
 use crate::netns::Place;
-use crate::relay::TcpRelay;
+use crate::relay::{Nat, TcpRelay};
 use assert_matches::assert_matches;
 use async_trait::async_trait;
 use sip_registration::testkit::{RunningServer, TestServer};
@@ -105,17 +106,22 @@ fn account(server: impl std::fmt::Display, transport: &str) -> RegistrationBuild
 }
 
 fn account_of(user: &str, server: impl std::fmt::Display, transport: &str) -> RegistrationBuilder {
-    let mut policy = Policy::default();
-    policy.retry.retry_interval = Duration::from_secs(1);
-    policy.retry.jitter = 0.0;
     Registration::builder(
         format!("sip:{server};transport={transport}"),
         format!("sip:{user}@example.com"),
     )
-    .policy(policy)
+    .policy(retrying())
     .contact_user(user)
     .outbound_auth(Credentials::password(user, "secret"))
     .max_random_initial_delay(Duration::ZERO)
+}
+
+/// A policy that tries again after a second
+fn retrying() -> Policy {
+    let mut policy = Policy::default();
+    policy.retry.retry_interval = Duration::from_secs(1);
+    policy.retry.jitter = 0.0;
+    policy
 }
 
 fn registrar() -> TestServer {
@@ -413,6 +419,197 @@ async fn a_target_of_the_other_family_is_passed_over() {
         assert_eq!(registered.target.address(), server.addr());
         phone.ends().await;
     }
+}
+
+// ---- what only keep-alives notice
+
+#[tokio::test]
+#[ignore = "seconds of real time; .ci/run runs it"]
+async fn a_nat_that_forgets_is_noticed_with_the_next_keep_alive() {
+    const INTERVAL: Duration = Duration::from_secs(2);
+    let server = serving().await;
+    let nat = Nat::with_stun(server.addr()).await;
+    let mut policy = retrying();
+    policy.keep_alive.answered = true;
+    policy.keep_alive.udp_interval = INTERVAL..=INTERVAL;
+    let mut phone = Phone::new(system(), account(nat.address, "udp").policy(policy)).await;
+    phone.bound().await;
+    assert_eq!(server.bindings(AOR)[0].source, nat.mapping());
+    // The first answer shows what the mapping is.
+    tokio::time::sleep(INTERVAL.mul_f64(1.5)).await;
+
+    let before = nat.mapping();
+    nat.remap().await;
+    let forgotten = now();
+    let (error, noticed) = phone.flow_lost().await;
+    let (from, to) = (before, nat.mapping());
+    assert_eq!(error, FlowError::MappingChanged { from, to });
+    let (_, again) = phone.bound_within(Duration::from_secs(5)).await;
+    println!(
+        "NAT mapping changed: noticed after {:?} (a keep-alive each {INTERVAL:?}), registered again after {:?}",
+        noticed - forgotten,
+        again - forgotten
+    );
+    assert!(noticed - forgotten <= INTERVAL + Duration::from_millis(500));
+    // One binding, now reached by the new mapping.
+    let bindings = server.bindings(AOR);
+    assert_eq!(bindings.len(), 1);
+    assert_eq!(bindings[0].source, nat.mapping());
+    phone.ends().await;
+}
+
+/// An account at Kamailio that negotiates outbound (RFC 5626), so that the server says how often and answers
+fn outbound(user: &str, server: impl std::fmt::Display, transport: &str) -> RegistrationBuilder {
+    let server = format!("sip:{server};transport={transport}");
+    Registration::builder(server, format!("sip:{user}@registrar.test"))
+        .policy(retrying())
+        .contact_user(user)
+        .outbound_auth(Credentials::password(user, "secret").realm("registrar.test"))
+        .max_random_initial_delay(Duration::ZERO)
+        .support_path(true)
+        .support_outbound(true)
+        .contact_header_params(
+            "reg-id=1;+sip.instance=\"<urn:uuid:0b6a1f3e-7dec-11d0-a765-00a0c91e6bf6>\"",
+        )
+}
+
+async fn eventually(what: &str, within: Duration, mut is: impl FnMut() -> bool) {
+    let wait = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(timeout(within, wait).await.is_ok(), "{what}");
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn kamailios_stun_shows_a_new_mapping_on_the_way_to_the_edge() {
+    // The edge says Flow-Timer: 8, and we do not ask more often than each 8 to 10 s.
+    const LONGEST: Duration = Duration::from_secs(10);
+    let (user, lab) = ("both-nat", Lab::registrar(&[]));
+    let edge = SocketAddr::from(([127, 0, 0, 1], Lab::edge().port()));
+    let nat = Nat::to(edge).await;
+    let account = outbound(user, "registrar.test", "udp")
+        .server_uri("sip:registrar.test")
+        .outbound_auth(Credentials::password(user, "edgesecret").realm("edge.test"))
+        .outbound_proxy(format!("sip:{};transport=udp;lr", nat.address));
+    let mut phone = Phone::new(system(), account).await;
+    // 407 of the edge, 401 of the registrar, then 200.
+    let registered = phone.bound().await;
+    let before = lab.bindings(user).await;
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert_matches!(&*registered.path, [path] if path.contains(";ob"));
+    let arrived = lab.arrived(user);
+    assert_matches!(&arrived[..], [first, second] if !first.authorized && second.authorized);
+
+    eventually("a STUN answer", LONGEST + Duration::from_secs(1), || {
+        nat.stun_answers() > 0
+    })
+    .await;
+    let mapping = nat.mapping();
+    nat.remap().await;
+    let forgotten = now();
+    let (error, noticed) = phone.flow_lost().await;
+    let (from, to) = (mapping, nat.mapping());
+    assert_eq!(error, FlowError::MappingChanged { from, to });
+    let (_, again) = phone.bound_within(Duration::from_secs(5)).await;
+    println!(
+        "NAT mapping changed before Kamailio's edge, Flow-Timer 8 s: noticed after {:?}, registered again after {:?}",
+        noticed - forgotten,
+        again - forgotten
+    );
+    assert!(noticed - forgotten < LONGEST + Duration::from_millis(500));
+    // The same instance and flow: the new binding has replaced the old one, with the new flow's token in its Path.
+    let after = lab.bindings(user).await;
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert_ne!(after[0].path, before[0].path);
+    phone.ends().await;
+    assert_eq!(lab.bindings(user).await, []);
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn kamailios_pongs_keep_a_connection_and_their_absence_ends_it() {
+    // Flow-Timer: 10, and 10 s for a pong.
+    const LONGEST: Duration = Duration::from_secs(10);
+    const PONG: Duration = Duration::from_secs(10);
+    let (user, lab) = ("alice-pong", Lab::registrar(&[]));
+    let relay = TcpRelay::to(SocketAddr::from(([127, 0, 0, 1], lab.port()))).await;
+    let mut phone = Phone::new(system(), outbound(user, relay.address, "tcp")).await;
+    phone.bound().await;
+    eventually("a pong", LONGEST + Duration::from_secs(1), || {
+        relay.pongs() > 0
+    })
+    .await;
+
+    relay.mute();
+    let cut = now();
+    let lost = phone.until(
+        "flow lost",
+        LONGEST + PONG + PATIENCE,
+        |event| match event {
+            Event::FlowLost { error, .. } => Some(error.clone()),
+            _ => None,
+        },
+    );
+    let (error, noticed) = lost.await;
+    assert_eq!(error, FlowError::KeepAliveUnanswered(PONG));
+    let (_, again) = phone.bound_within(Duration::from_secs(5)).await;
+    println!(
+        "half-open connection to Kamailio, Flow-Timer 10 s: noticed after {:?}, registered again after {:?}",
+        noticed - cut,
+        again - cut
+    );
+    assert!(noticed - cut < LONGEST + PONG + Duration::from_millis(500));
+    assert_eq!(relay.connections(), 2);
+    assert_eq!(lab.bindings(user).await.len(), 1);
+    phone.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, for network namespaces; .ci/run runs it"]
+async fn a_half_open_connection_is_noticed_by_its_missing_pong() {
+    const INTERVAL: Duration = Duration::from_secs(2);
+    /// What RFC 5626 §4.4.1 gives a pong
+    const PONG: Duration = Duration::from_secs(10);
+    let (registrar, home) = two_places().await;
+    let address: SocketAddr = "10.77.0.1:5060".parse().expect("an address");
+    let server = serve_in(&registrar, address).await;
+    let mut policy = retrying();
+    policy.keep_alive.stream = Some(INTERVAL..=INTERVAL);
+    let new = Phone::new(system(), account(address, "tcp").policy(policy));
+    let mut phone = home.run(new).await;
+    phone.bound().await;
+    // Pings are answered, and the flow stays up; from then on answers are due (D14).
+    tokio::time::sleep(INTERVAL * 2 + PONG + INTERVAL / 2).await;
+    assert_eq!(server.requests().len(), 2);
+    let before = contacts(&server);
+
+    let local = phone.handle.flows().await[0].info().local().port();
+    home.command("nft add table ip t").await;
+    home.command("nft add chain ip t in { type filter hook input priority 0 ; }")
+        .await;
+    home.command(&format!("nft add rule ip t in tcp dport {local} drop"))
+        .await;
+    let cut = now();
+    let lost = phone.until("flow lost", Duration::from_secs(30), |event| match event {
+        Event::FlowLost { error, .. } => Some(error.clone()),
+        _ => None,
+    });
+    let (error, noticed) = lost.await;
+    assert_matches!(error, FlowError::KeepAliveUnanswered(_));
+    let (_, again) = phone.bound_within(Duration::from_secs(5)).await;
+    println!(
+        "half-open connection, a ping each {INTERVAL:?}: noticed after {:?}, registered again after {:?}",
+        noticed - cut,
+        again - cut
+    );
+    assert!(noticed - cut < INTERVAL + PONG + Duration::from_millis(500));
+    let after = contacts(&server);
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert_ne!(after, before);
+    phone.ends().await;
 }
 
 // ---- in namespaces
