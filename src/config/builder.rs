@@ -64,6 +64,7 @@ pub struct RegistrationBuilder {
     pub(super) user_agent: Option<Arc<str>>,
     pub(super) outbound_auth: Vec<Credentials>,
     pub(super) outbound_proxy: Vec<RedactedText>,
+    pub(super) fallbacks: Vec<Instead>,
     pub(super) headers: Vec<ExtraHeader>,
     pub(super) allow: Vec<Box<str>>,
     pub(super) supported: Vec<Box<str>>,
@@ -71,6 +72,16 @@ pub struct RegistrationBuilder {
     pub(super) proxy_require: Vec<Box<str>>,
     pub(super) policy: Arc<Policy>,
     pub(super) explicit: Explicit,
+}
+
+/// One attempt has 8 targets (D3): more choices than that are never all tried
+const FALLBACKS: usize = 7;
+
+/// What a fallback has instead of the first choice
+#[derive(Debug, Clone)]
+pub(super) enum Instead {
+    Server(Result<SipUri, UriError>),
+    Proxy(RedactedText),
 }
 
 /// A text that may hold a password until it has been parsed.
@@ -204,6 +215,27 @@ impl RegistrationBuilder {
         self
     }
 
+    /// Another registrar for the same address of record, for when no target of those before it can be reached; may be given
+    /// several times, at most 7 fallbacks in all, in the order to try them; default none
+    ///
+    /// Within one attempt, after silence, 408, 503, connection failures or a name without addresses; any other answer is the
+    /// registrar's word. All other options are those of the first choice. A binding at a fallback is refreshed and removed
+    /// there; from 300 s after it was made, a refresh tries the first choice again. What was bound at one that died is left
+    /// to expire there.
+    pub fn fallback_server<S: TryInto<SipUri, Error: Into<UriError>>>(mut self, uri: S) -> Self {
+        let uri = uri.try_into().map_err(Into::into);
+        self.fallbacks.push(Instead::Server(uri));
+        self
+    }
+
+    /// Other Route values instead of `outbound_proxy`, for when no target of those before can be reached; otherwise as
+    /// [`fallback_server`](Self::fallback_server).
+    pub fn fallback_proxy(mut self, routes: impl Into<String>) -> Self {
+        self.fallbacks
+            .push(Instead::Proxy(RedactedText(routes.into())));
+        self
+    }
+
     /// The wait after a temporary failure; default 60 s, as the policy has it; 0 makes temporary failures fatal ones.
     pub const fn retry_interval(mut self, interval: Duration) -> Self {
         self.explicit.retry_interval = Some(interval);
@@ -301,7 +333,27 @@ impl RegistrationBuilder {
     }
 
     /// Checks everything, in the order of the reference.
-    pub fn build(self) -> Result<Registration, BuildError> {
+    pub fn build(mut self) -> Result<Registration, BuildError> {
+        let fallbacks = std::mem::take(&mut self.fallbacks);
+        if fallbacks.len() > FALLBACKS {
+            return Err(BuildError::Fallbacks {
+                count: fallbacks.len(),
+                most: FALLBACKS,
+            });
+        }
+        let mut built = Vec::with_capacity(fallbacks.len());
+        for (index, instead) in fallbacks.into_iter().enumerate() {
+            let mut other = self.clone();
+            match instead {
+                Instead::Server(uri) => other.server_uri = uri,
+                Instead::Proxy(routes) => other.outbound_proxy = vec![routes],
+            }
+            let other = other.build().map_err(|source| BuildError::Fallback {
+                index,
+                source: Box::new(source),
+            })?;
+            built.push(Arc::new(other));
+        }
         let server_uri = checked_uri("server_uri", self.server_uri)?;
         let client_uri = checked_uri("client_uri", self.client_uri)?;
         let endpoint = checked_text("endpoint", self.endpoint)?;
@@ -395,6 +447,7 @@ impl RegistrationBuilder {
             supported: self.supported.into(),
             require: self.require.into(),
             proxy_require: self.proxy_require.into(),
+            fallbacks: built.into(),
         };
         let often = Often {
             aor: aor(&client_uri),

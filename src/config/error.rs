@@ -75,6 +75,22 @@ pub enum BuildError {
         /// The rule it breaks.
         rule: &'static str,
     },
+    /// A `fallback_server` or `fallback_proxy` breaks a rule; the source names it as the option it stands for.
+    #[error("fallback {index}: {source}")]
+    Fallback {
+        /// Which one, counted from 0.
+        index: usize,
+        /// The rule.
+        source: Box<BuildError>,
+    },
+    /// There are more fallbacks than one attempt could try.
+    #[error("{count} fallbacks, and {most} is the most")]
+    Fallbacks {
+        /// How many.
+        count: usize,
+        /// The limit.
+        most: usize,
+    },
     /// An `outbound_proxy` is no SIP URI; the source says why.
     #[error("outbound_proxy has no sip or sips uri at index {index}")]
     OutboundProxy {

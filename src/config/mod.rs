@@ -75,6 +75,8 @@ struct Extra {
     supported: Box<[Box<str>]>,
     require: Box<[Box<str>]>,
     proxy_require: Box<[Box<str>]>,
+    /// The same with another registrar or proxy.
+    fallbacks: Box<[Arc<Registration>]>,
 }
 
 impl Registration {
@@ -102,6 +104,7 @@ impl Registration {
             user_agent: None,
             outbound_auth: Vec::new(),
             outbound_proxy: Vec::new(),
+            fallbacks: Vec::new(),
             headers: Vec::new(),
             allow: Vec::new(),
             supported: Vec::new(),
@@ -190,6 +193,28 @@ impl Registration {
         self.often
             .as_ref()
             .map_or(&[], |often| &often.outbound_proxy)
+    }
+
+    /// What is tried in this order when the first choice cannot be reached: the same, with another registrar or proxy
+    /// (`fallback_server`, `fallback_proxy`).
+    #[must_use]
+    pub fn fallbacks(&self) -> &[Arc<Self>] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.fallbacks)
+    }
+
+    /// The first choice for 0, the fallbacks from 1.
+    pub(crate) fn choice(&self, number: u8) -> &Self {
+        let fallback = usize::from(number).checked_sub(1);
+        fallback
+            .and_then(|index| self.fallbacks().get(index))
+            .map_or(self, |fallback| fallback)
+    }
+
+    /// Where the fallbacks go.
+    fn ways(&self) -> impl Iterator<Item = (&SipUri, &[Route])> {
+        self.fallbacks()
+            .iter()
+            .map(|other| (&other.server_uri, other.outbound_proxy()))
     }
 
     /// The wait after a temporary failure (`retry_interval`).
@@ -401,7 +426,8 @@ impl Registration {
             && self.contact_uri_params() == to.contact_uri_params()
             && self.line == to.line
             && self.transport() == to.transport()
-            && self.outbound_proxy() == to.outbound_proxy();
+            && self.outbound_proxy() == to.outbound_proxy()
+            && self.ways().eq(to.ways());
         if !same_binding {
             return Change::Replaces;
         }
@@ -433,7 +459,7 @@ impl Registration {
 /// | nothing | `Untouched` |
 /// | policy and its options, `outbound_auth`, `endpoint`, `max_random_initial_delay` | `InPlace` |
 /// | `expiration`, `contact_header_params`, `user_agent`, `support_…`, `security_…`, header, allow, supported, require, proxy_require | `Registers` |
-/// | `server_uri`, `client_uri`, `contact_user`, contact_uri_params, `line`, `transport`, `outbound_proxy` | `Replaces` |
+/// | `server_uri`, `client_uri`, `contact_user`, contact_uri_params, `line`, `transport`, `outbound_proxy`, `fallback_…` | `Replaces` |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
     /// Nothing: both are the same.

@@ -314,6 +314,8 @@ fn refused(error: &BuildError) -> &'static str {
         | BuildError::Token { option, .. }
         | BuildError::Jitter { option, .. }
         | BuildError::Interval { option, .. } => option,
+        // pjsip.conf has no option for it.
+        BuildError::Fallback { .. } | BuildError::Fallbacks { .. } => "fallback",
         BuildError::LineWithoutEndpoint => "line",
         BuildError::EndpointWithoutLine { .. } => "endpoint",
         BuildError::Expiration { .. } | BuildError::NoExpires => "expiration",

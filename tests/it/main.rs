@@ -29,6 +29,7 @@ mod relay;
 mod rules_auth;
 mod rules_commands;
 mod rules_contact;
+mod rules_fallback;
 mod rules_flow;
 mod rules_host;
 mod rules_identity;

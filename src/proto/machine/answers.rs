@@ -437,7 +437,13 @@ impl Machine {
         exchange: Option<Box<Exchange>>,
     ) {
         let policy = Arc::clone(self.registration.policy());
-        let uri = write::request_line(&self.registration).0.into_owned();
+        let choice = match &self.plan {
+            Plan::Cycle(cycle) => cycle.choice,
+            _ => 0,
+        };
+        let uri = write::request_line(self.registration.choice(choice))
+            .0
+            .into_owned();
         self.sessions.accepted();
         for (role, header) in [
             (Role::Origin, "Authentication-Info"),
@@ -591,6 +597,19 @@ impl Machine {
                     target,
                     rewrites,
                 });
+                if choice != self.seldom.choice {
+                    self.seldom.change().choice = choice;
+                }
+                if choice > 0 {
+                    // From the last try of the first choice, if there was one in this cycle.
+                    let since = self
+                        .seldom
+                        .fell_back
+                        .filter(|since| cx.now < *since + RETURN);
+                    self.seldom.change().fell_back = Some(since.unwrap_or(cx.now));
+                } else if let Some(seldom) = self.seldom.there() {
+                    seldom.fell_back = None;
+                }
                 self.may_live = Some(expires_at);
                 self.retries = 0;
                 self.last_failure = None;

@@ -15,9 +15,20 @@ impl Machine {
         }
         self.last_start = Some(cx.now);
         self.sessions.begin_cycle();
+        // Where it is bound; a refresh goes back to the first choice in time.
+        let returns = self
+            .seldom
+            .fell_back
+            .is_none_or(|since| cx.now >= since + RETURN);
+        let choice = match purpose {
+            Purpose::Register if self.lease.is_none() || returns => 0,
+            _ => self.seldom.choice,
+        };
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
+            choice,
+            tried: 0,
             insists: false,
             started: None,
             requests: 0,
@@ -53,12 +64,12 @@ impl Machine {
     pub(super) fn relocate(&mut self, cx: &mut Out<'_>) {
         self.cancel_step(cx);
         let op = self.op();
-        let uri = self
-            .registration
-            .first_route()
-            .unwrap_or_else(|| self.registration.server_uri())
-            .clone();
         if let Plan::Cycle(cycle) = &mut self.plan {
+            let choice = self.registration.choice(cycle.choice);
+            let uri = choice
+                .first_route()
+                .unwrap_or_else(|| choice.server_uri())
+                .clone();
             cycle.flow = None;
             cycle.fresh_flow = false;
             cycle.step = Step::Locating {
@@ -96,7 +107,7 @@ impl Machine {
                     seen.push(place);
                     new
                 });
-                targets.truncate(TARGETS_A_CYCLE);
+                targets.truncate(TARGETS_A_CYCLE.saturating_sub(cycle.tried));
                 cycle.targets = targets;
                 cycle.next = 0;
                 // A redirect, to this very target perhaps, gives no new budget (D3).
@@ -105,10 +116,11 @@ impl Machine {
                 }
                 self.open(cx);
             }
-            Ok(_) => self.unlocated(
-                cx,
-                ResolveError::NoAddress(self.registration.server_uri().host().into()),
-            ),
+            Ok(_) => {
+                let choice = self.registration.choice(cycle.choice);
+                let host = choice.server_uri().host().into();
+                self.unlocated(cx, ResolveError::NoAddress(host));
+            }
             Err(error) => self.unlocated(cx, error),
         }
     }
@@ -118,14 +130,48 @@ impl Machine {
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
-        if let Some(lease) = &self.lease {
+        let bound_here = cycle.choice == self.seldom.choice;
+        if let Some(lease) = self.lease.as_ref().filter(|_| bound_here) {
             cycle.targets = vec![lease.target.clone()];
             cycle.next = 0;
             cycle.at_target = 0;
             self.open(cx);
         } else {
-            self.fail(cx, Failure::Resolve(error), None, None);
+            cycle.failure = Some((Failure::Resolve(error), None));
+            cycle.targets.clear();
+            cycle.next = 0;
+            self.exhausted(cx);
         }
+    }
+
+    /// No target is left: the next choice has some, or the cycle has failed.
+    fn exhausted(&mut self, cx: &mut Out<'_>) {
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        // Only what says nothing of the account; and what was bound at one choice is not removed at another.
+        let elsewhere = cycle.purpose == Purpose::Register
+            && usize::from(cycle.choice) < self.registration.fallbacks().len()
+            && cycle.tried + cycle.targets.len() < TARGETS_A_CYCLE;
+        if elsewhere {
+            cycle.choice += 1;
+            cycle.tried += cycle.targets.len();
+            cycle.targets.clear();
+            cycle.redirects = 0;
+            cycle.at_target = 0;
+            cycle.authenticated = false;
+            // What one registrar asked for is nothing to another.
+            self.sessions.clear_for_retry();
+            if let Some(seldom) = self.seldom.there() {
+                seldom.min_expires = 0;
+                seldom.sole_contact = false;
+                seldom.security_server.clear();
+            }
+            return self.relocate(cx);
+        }
+        let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
+        let retry_after = cycle.retry_after;
+        self.fail(cx, failure, retry_after, exchange);
     }
 
     /// Asks for a flow to the target at hand.
@@ -136,9 +182,7 @@ impl Machine {
             return;
         };
         let Some(target) = cycle.targets.get(cycle.next).cloned() else {
-            let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
-            let retry_after = cycle.retry_after;
-            return self.fail(cx, failure, retry_after, exchange);
+            return self.exhausted(cx);
         };
         let prefer = self
             .lease
@@ -192,7 +236,7 @@ impl Machine {
                 let bound = bound.or_else(|| self.seldom.stale.last().map(|(contact, _)| contact));
                 cycle.contact_uri = bound.filter(|_| unregisters).cloned().unwrap_or_else(|| {
                     let line = self.identity.line.as_deref();
-                    write::contact_uri(&self.registration, &info, line).into()
+                    write::contact_uri(self.registration.choice(cycle.choice), &info, line).into()
                 });
                 cycle.flow = Some((flow, info));
                 // An answer that waited for the guard, or went to another target, has to pass the guard here too (D6).
@@ -301,7 +345,8 @@ impl Machine {
             Purpose::Query => ContactForm::None,
             Purpose::RemoveAll => ContactForm::Star,
         };
-        let (uri, _) = write::request_line(&self.registration);
+        let choice = self.registration.choice(cycle.choice);
+        let (uri, _) = write::request_line(choice);
         let mut authorization = String::new();
         self.sessions
             .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
@@ -324,7 +369,7 @@ impl Machine {
         };
         cycle.replaces = !old.is_empty();
         let message = write::register(&Parts {
-            registration: &self.registration,
+            registration: choice,
             info: &info,
             branch: &branch,
             from_tag: &cycle.from_tag,

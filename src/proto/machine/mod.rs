@@ -64,6 +64,8 @@ const ASKING: Duration = Duration::from_secs(30);
 const GUARDED: Duration = Duration::from_secs(120);
 /// A held request is asked for again after this long, so that no host can forget it
 const HELD: Duration = Duration::from_secs(32);
+/// A binding at a fallback tries the first choice again after this (as a target does, D12)
+const RETURN: Duration = Duration::from_secs(300);
 /// No host means more than this by a deadline or a spread, and `Instant` has an end
 const LONGEST: Duration = Duration::from_secs(86_400);
 /// What has to be left of a lease beyond timer F, for a target that may be dead: another one and a challenge fit (D1)
@@ -341,6 +343,10 @@ enum Plan {
 #[derive(Debug, Clone)]
 struct Cycle {
     purpose: Purpose,
+    /// Which of the registration's choices is tried: the first, or a fallback
+    choice: u8,
+    /// Targets of the choices before it
+    tried: usize,
     /// Whether somebody asked for a REGISTER at once (D20): then a target that wants to be left alone is not
     insists: bool,
     /// When the first request went out
@@ -451,6 +457,9 @@ struct Seldom {
     /// The registrar refuses two Contacts in one REGISTER (D18)
     sole_contact: bool,
     security_server: Vec<Box<str>>,
+    /// The fallback that is bound, and since when; 0: the first choice
+    choice: u8,
+    fell_back: Option<Instant>,
 }
 
 static NOTHING: Seldom = Seldom {
@@ -462,6 +471,8 @@ static NOTHING: Seldom = Seldom {
     stale: Vec::new(),
     sole_contact: false,
     security_server: Vec::new(),
+    choice: 0,
+    fell_back: None,
 };
 
 impl Seldom {
@@ -476,6 +487,8 @@ impl Seldom {
             stale,
             sole_contact,
             security_server,
+            choice,
+            fell_back,
         } = self;
         then.is_empty()
             && then_at.is_none()
@@ -483,6 +496,8 @@ impl Seldom {
             && stale.is_empty()
             && !sole_contact
             && security_server.is_empty()
+            && *choice == 0
+            && fell_back.is_none()
     }
 }
 

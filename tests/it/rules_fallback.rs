@@ -1,0 +1,234 @@
+//! Several registrars or proxies for one registration, in the order of priority
+
+use sip_registration::testkit::{Reply, SentRequest, Sim};
+use sip_registration::*;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const FIRST: &str = "192.0.2.1:5060";
+const SECOND: &str = "192.0.2.2:5060";
+const THIRD: &str = "192.0.2.3:5060";
+
+fn account() -> RegistrationBuilder {
+    let mut policy = Policy::default();
+    policy.retry.jitter = 0.0;
+    policy.refresh.jitter = 0.0;
+    Registration::builder("sip:one.example.com", "sip:alice@example.com")
+        .outbound_auth(Credentials::password("alice", "secret"))
+        .fallback_server("sip:two.example.com")
+        .fallback_proxy("sip:three.example.com;lr")
+        .max_random_initial_delay(Duration::ZERO)
+        .policy(policy)
+}
+
+fn sim(account: RegistrationBuilder) -> Sim {
+    let mut sim = Sim::many([]);
+    for (name, last) in [("one", 1), ("two", 2), ("three", 3)] {
+        let name = format!("{name}.example.com");
+        sim.resolve(&name, Ok(vec![IpAddr::from([192, 0, 2, last])]));
+    }
+    sim.resolve(
+        "gone.example.com",
+        Err(ResolveError::NoAddress("gone.example.com".into())),
+    );
+    sim.add(account.build().expect("a good configuration"));
+    sim
+}
+
+fn to(request: &SentRequest) -> String {
+    let to: SocketAddr = request.target().address();
+    to.to_string()
+}
+
+/// Answers whoever is not in `dead`, for as long as `by`; where each request went, copies left out.
+fn run(sim: &mut Sim, dead: &[&str], grant: u32, by: Duration) -> Vec<String> {
+    let mut gone = Vec::new();
+    let mut seen = Vec::new();
+    let mut left = by;
+    loop {
+        for request in sim.all_sent() {
+            let number = (request.cseq().map(|(number, _)| number), to(&request));
+            if !seen.contains(&number) {
+                gone.push(to(&request));
+                seen.push(number);
+            }
+            if !dead.contains(&&*to(&request)) {
+                sim.reply(&request, Reply::granted(grant));
+            }
+        }
+        let step = sim.deadline().filter(|step| *step <= left);
+        let Some(step) = step else {
+            sim.advance(left);
+            break;
+        };
+        sim.advance(step);
+        left -= step;
+    }
+    gone
+}
+
+fn expiries(sim: &mut Sim) -> usize {
+    let events = sim.events();
+    events
+        .iter()
+        .filter(|event| matches!(event, Event::Expired { .. }))
+        .count()
+}
+
+#[test]
+fn the_next_choice_is_tried_in_the_same_attempt_with_its_own_request_uri_or_route() {
+    let mut sim = sim(account());
+    let first = sim.sent();
+    assert_eq!(
+        (to(&first).as_str(), &*first.uri()),
+        (FIRST, "sip:one.example.com")
+    );
+    sim.advance(secs(32));
+    let second = sim.all_sent().pop().expect("the second choice");
+    assert_eq!(
+        (to(&second).as_str(), &*second.uri()),
+        (SECOND, "sip:two.example.com")
+    );
+    assert_eq!(second.text_of("To"), first.text_of("To"));
+    sim.reply(&second, Reply::status(503));
+    let third = sim.sent();
+    assert_eq!(
+        (to(&third).as_str(), &*third.uri()),
+        (THIRD, "sip:one.example.com")
+    );
+    assert_eq!(third.text_of("Route"), "<sip:three.example.com;lr>");
+    sim.reply(&third, Reply::granted(3600));
+    assert!(sim.status().is_registered());
+    let failures = sim.events();
+    assert!(
+        !failures
+            .iter()
+            .any(|event| matches!(event, Event::Rejected { .. })),
+        "{failures:#?}"
+    );
+}
+
+#[test]
+fn an_answer_about_the_account_is_the_last_word() {
+    for code in [403, 404, 486, 500, 603] {
+        let mut sim = sim(account());
+        let first = sim.sent();
+        sim.reply(&first, Reply::status(code));
+        assert!(sim.is_silent(), "{code}");
+    }
+    let mut sim = sim(account());
+    for nonce in ["a", "b"] {
+        let request = sim.sent();
+        sim.reply(&request, Reply::challenge("r", nonce));
+    }
+    assert!(sim.is_silent());
+}
+
+#[test]
+fn a_name_without_addresses_and_a_refused_connection_lead_on() {
+    let gone = Registration::builder("sip:gone.example.com", "sip:bob@example.com")
+        .fallback_server("sip:two.example.com")
+        .max_random_initial_delay(Duration::ZERO);
+    assert_eq!(to(&sim(gone.clone()).sent()), SECOND);
+    let mut sim = sim(gone
+        .clone()
+        .fallback_server("sip:three.example.com")
+        .max_random_initial_delay(secs(1)));
+    sim.refuse_next_open(FlowError::Refused);
+    sim.advance(secs(1));
+    assert_eq!(to(&sim.sent()), THIRD);
+}
+
+#[test]
+fn the_lease_never_ends_when_the_first_choice_dies_and_comes_back() {
+    for grant in [80, 120, 600, 3600] {
+        let mut sim = sim(account());
+        let hours = secs(u64::from(grant) * 6);
+        assert!(
+            run(&mut sim, &[], grant, hours)
+                .iter()
+                .all(|to| to == FIRST)
+        );
+        let down = run(&mut sim, &[FIRST], grant, hours);
+        assert!(down.contains(&SECOND.to_owned()), "{grant}: {down:?}");
+        assert!(!down.contains(&THIRD.to_owned()), "{grant}: {down:?}");
+        assert!(sim.status().is_registered(), "{grant}");
+        let back = run(&mut sim, &[], grant, hours.max(secs(2400)));
+        assert_eq!(
+            back.last().map(String::as_str),
+            Some(FIRST),
+            "{grant}: {back:?}"
+        );
+        assert_eq!(expiries(&mut sim), 0, "{grant}");
+    }
+}
+
+#[test]
+fn a_binding_at_a_fallback_is_refreshed_and_removed_there() {
+    let mut sim = sim(account());
+    run(&mut sim, &[FIRST], 100, secs(40));
+    // Within 300 s it is not tried whether the first choice is back.
+    let refreshed = run(&mut sim, &[], 100, secs(200));
+    assert!(
+        !refreshed.is_empty() && refreshed.iter().all(|to| to == SECOND),
+        "{refreshed:?}"
+    );
+    let id = sim.id();
+    sim.remove(id, secs(5));
+    let removal = sim.sent();
+    assert_eq!(
+        (to(&removal).as_str(), &*removal.uri()),
+        (SECOND, "sip:two.example.com")
+    );
+    assert_eq!(removal.text_of("Expires"), "0");
+}
+
+#[test]
+fn what_one_registrar_asked_for_is_not_told_to_another() {
+    let mut sim = sim(account().expiration(secs(60)));
+    let first = sim.sent();
+    sim.reply(&first, Reply::status(423).header("Min-Expires", "1800"));
+    let raised = sim.sent();
+    assert_eq!(raised.text_of("Expires"), "1800");
+    sim.reply(&raised, Reply::challenge("r", "n1"));
+    let answer = sim.sent();
+    assert!(answer.header("Authorization").is_some());
+    sim.reply(&answer, Reply::status(503));
+    let second = sim.sent();
+    assert_eq!(to(&second), SECOND);
+    assert_eq!(second.text_of("Expires"), "60");
+    assert!(second.header("Authorization").is_none());
+}
+
+#[test]
+fn fallbacks_are_checked_and_their_change_replaces_the_binding() {
+    let refused = account().fallback_server("sip:").build();
+    assert!(
+        matches!(refused, Err(BuildError::Fallback { index: 2, .. })),
+        "{refused:?}"
+    );
+    let mut many = account();
+    for number in 0..6 {
+        many = many.fallback_server(&*format!("sip:{number}.example.com"));
+    }
+    assert_eq!(
+        many.build().err(),
+        Some(BuildError::Fallbacks { count: 8, most: 7 })
+    );
+    let now = account().build().expect("a good configuration");
+    let more = account()
+        .fallback_server("sip:four.example.com")
+        .build()
+        .expect("one more");
+    assert_eq!(now.fallbacks().len(), 2);
+    assert_eq!(now.change_to(&more), Change::Replaces);
+    let patient = account()
+        .retry_interval(secs(7))
+        .build()
+        .expect("a good configuration");
+    assert_eq!(now.change_to(&patient), Change::InPlace);
+}
