@@ -81,7 +81,7 @@ pub enum BuildError {
         /// Which one, counted from 0.
         index: usize,
         /// The rule.
-        source: Box<BuildError>,
+        source: Box<Self>,
     },
     /// There are more fallbacks than one attempt could try.
     #[error("{count} fallbacks, and {most} is the most")]
