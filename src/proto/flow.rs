@@ -498,6 +498,13 @@ impl FlowTable {
         }
     }
 
+    /// The computer slept for `by`: what could not be made before may be tried that much earlier.
+    pub(crate) fn age(&mut self, now: Instant, by: Duration) {
+        for failed in self.failed.values_mut() {
+            failed.retry_at = failed.retry_at.checked_sub(by).unwrap_or(now);
+        }
+    }
+
     /// The OPTIONS that a deadline asked for is on its way.
     pub(crate) fn options_sent(&mut self, id: FlowId, timers: &Timers, transaction: Transaction) {
         if let Some((_, keeping)) = self.up(id) {

@@ -328,7 +328,10 @@ impl World {
             }),
             Act::Resume => self.feed(Input::Resume),
             Act::NetworkChanged => self.feed(Input::NetworkChanged(Duration::from_secs(1))),
-            Act::ClockJump => self.feed(Input::ClockJump(Duration::from_secs(60))),
+            Act::ClockJump => self.feed(Input::ClockJump {
+                by: Duration::from_secs(60),
+                spread: Duration::from_millis(10),
+            }),
             Act::Reconfigure => self.feed(Input::Reconfigure(account(policy, "other"))),
             Act::Replace => {
                 let mut to = (*account(policy, "third")).clone();

@@ -27,6 +27,7 @@ mod pjsip_show;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
 mod rules_auth;
+mod rules_clock;
 mod rules_commands;
 mod rules_contact;
 mod rules_fallback;

@@ -333,7 +333,10 @@ fn no_time_a_host_can_say_makes_a_panic() {
     sim.input(Input::NetworkChanged(Duration::MAX));
     sim.input(Input::Refresh);
     sim.all_sent();
-    sim.input(Input::ClockJump(Duration::MAX));
+    sim.input(Input::ClockJump {
+        by: Duration::MAX,
+        spread: Duration::MAX,
+    });
     sim.input(Input::Stop(Duration::MAX));
     sim.advance(secs(100));
 }

@@ -216,6 +216,17 @@ impl Health {
         self.targets.clear();
     }
 
+    /// The computer slept for `by`: what was to be left alone, or not to be tried, is so for that much less.
+    pub(crate) fn age(&mut self, now: Instant, by: Duration) {
+        let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(now);
+        for state in self.targets.values_mut() {
+            state.asked.iter_mut().for_each(back);
+            state.dead.iter_mut().for_each(|dead| back(&mut dead.until));
+            state.trial.iter_mut().for_each(|(_, until)| back(until));
+            state.doubted.iter_mut().for_each(|(_, until)| back(until));
+        }
+    }
+
     /// The targets in the order to try them: the one that holds the lease, or a better one that is well again; then those
     /// that are well, as RFC 3263 has them; those that are down last, by what is left of their time.
     pub(crate) fn order(

@@ -167,8 +167,13 @@ pub enum Input<'a> {
     Timeout,
     /// Every flow is made anew; this registration at a random moment within the given time
     NetworkChanged(Duration),
-    /// The computer slept for this long
-    ClockJump(Duration),
+    /// The computer slept: leases have aged, and what has become due by that is due at a random moment within `spread`
+    ClockJump {
+        /// For how long
+        by: Duration,
+        /// Over how long those that have become due together spread (D22)
+        spread: Duration,
+    },
     /// A new configuration
     Reconfigure(Arc<Registration>),
     /// Lets refused credentials be tried again
@@ -786,7 +791,7 @@ impl Machine {
             Input::Resume => self.resume(cx),
             Input::Timeout => self.timeout(cx),
             Input::NetworkChanged(spread) => self.network_changed(cx, spread.min(LONGEST)),
-            Input::ClockJump(by) => self.clock_jump(cx.now, by),
+            Input::ClockJump { by, spread } => self.clock_jump(cx, by, spread.min(LONGEST)),
             Input::Reconfigure(to) => self.or_after(cx, Then::Reconfigure(to)),
             Input::RetryCredentials => self.retry_credentials(cx),
             Input::Response(response) => self.response(cx, response),

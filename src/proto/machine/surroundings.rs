@@ -130,24 +130,52 @@ impl Machine {
         }
     }
 
-    pub(super) fn clock_jump(&mut self, now: Instant, by: Duration) {
+    /// Whether a sleep of `by` makes an attempt due that was not.
+    pub(crate) fn falls_due(&self, now: Instant, by: Duration) -> bool {
+        self.next_attempt().is_some_and(|until| {
+            now < until && until.checked_sub(by).is_none_or(|until| until <= now)
+        })
+    }
+
+    fn next_attempt(&self) -> Option<Instant> {
+        let plan = match &self.plan {
+            Plan::Cycle(cycle) => &cycle.before,
+            plan => plan,
+        };
+        match plan {
+            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => Some(*until),
+            _ => None,
+        }
+    }
+
+    pub(super) fn clock_jump(&mut self, cx: &mut Out<'_>, by: Duration, spread: Duration) {
+        let now = cx.now;
         // A jump beyond what `Instant` can say ends whatever there is.
         let back = |at: &mut Instant| *at = at.checked_sub(by).unwrap_or(now);
+        let mut spread = spread;
         if let Some(lease) = &mut self.lease {
             back(&mut lease.expires_at);
+            // What is left of it is not spent on waiting.
+            let left = lease.expires_at.saturating_duration_since(now);
+            if !left.is_zero() {
+                spread = spread.min(left / 2);
+            }
         }
         if let Some(until) = &mut self.may_live {
             back(until);
         }
-        match &mut self.plan {
-            Plan::Waiting { until } | Plan::Paused { until: Some(until) } => back(until),
-            Plan::Idle | Plan::Paused { until: None } => {}
-            Plan::Cycle(cycle) => {
-                if let Plan::Waiting { until } | Plan::Paused { until: Some(until) } =
-                    &mut cycle.before
-                {
-                    back(until);
-                }
+        if let Some(seldom) = self.seldom.there() {
+            seldom.stale.iter_mut().for_each(|(_, until)| back(until));
+        }
+        let falls_due = self.falls_due(now, by);
+        let plan = match &mut self.plan {
+            Plan::Cycle(cycle) => &mut cycle.before,
+            plan => plan,
+        };
+        if let Plan::Waiting { until } | Plan::Paused { until: Some(until) } = plan {
+            back(until);
+            if falls_due {
+                *until = now + cx.entropy.up_to(spread);
             }
         }
     }

@@ -379,13 +379,23 @@ impl Pool {
         }
     }
 
-    /// The computer slept for `by`: flows are checked, leases have aged, and what is due is due.
+    /// The computer slept for `by`: flows are checked, leases have aged, and what has become due by that is due
+    /// spread, as after the loss of a flow (D22).
     pub fn clock_jump(&mut self, cx: &mut Out<'_>, by: Duration) {
         self.flows.check_all(cx.now);
         while self.serve_flow(cx) {}
+        // Waits that were counted in the time of the world outside.
+        self.flows.age(cx.now, by);
+        self.health.age(cx.now, by);
+        self.names.expire();
         let ids: Vec<_> = self.ids().collect();
+        let falls_due = |id: &RegistrationId| {
+            self.entry(*id)
+                .is_some_and(|entry| entry.machine.falls_due(cx.now, by))
+        };
+        let spread = spread(ids.iter().filter(|id| falls_due(id)).count());
         for id in ids {
-            self.handle(cx, id, Input::ClockJump(by));
+            self.handle(cx, id, Input::ClockJump { by, spread });
         }
     }
 
