@@ -808,3 +808,48 @@ async fn a_host_that_is_not_there_is_passed_over_before_timer_f() {
     assert!(bound - started < Duration::from_secs(6));
     phone.ends().await;
 }
+
+/// A router between, which forwards no more than 1280 bytes at once.
+async fn narrow_path() -> (Place, Place, Place) {
+    let (registrar, router, home) = (Place::new(), Place::new(), Place::new());
+    registrar.plug_into("v0", &router).await;
+    home.plug_into("v1", &router).await;
+    for (place, line) in [
+        (&registrar, "ip address add 10.78.1.1/24 dev v0"),
+        (&registrar, "ip route add default via 10.78.1.9"),
+        (&home, "ip address add 10.78.2.2/24 dev v0"),
+        (&home, "ip route add default via 10.78.2.9"),
+        (&router, "ip address add 10.78.1.9/24 dev v0"),
+        (&router, "ip address add 10.78.2.9/24 dev v1"),
+        (&router, "ip link set v0 mtu 1280"),
+    ] {
+        place.command(line).await;
+    }
+    // The one of the namespace that the writer is in.
+    let forwards = async { std::fs::write("/proc/sys/net/ipv4/ip_forward", "1") };
+    router.run(forwards).await.expect("a router");
+    (registrar, router, home)
+}
+
+#[tokio::test]
+#[ignore = "needs root, for network namespaces; .ci/run runs it"]
+async fn a_path_that_is_too_narrow_is_no_failure_of_the_flow() {
+    let (registrar, _router, home) = narrow_path().await;
+    let address: SocketAddr = "10.78.1.1:5060".parse().expect("an address");
+    let server = serve_in(&registrar, address).await;
+    let account = account(address, "udp").header("X-Padding", &"x".repeat(1000));
+    let started = now();
+    let mut phone = home.run(Phone::new(system(), account)).await;
+    let (_, bound) = phone.bound_within(PATIENCE).await;
+    let requests = server.requests();
+    let longest = requests.iter().map(|request| request.message.len()).max();
+    println!(
+        "narrow path, UDP, {longest:?} bytes: bound after {:?}",
+        bound - started
+    );
+    // Longer than the path is wide. The first one was lost, the router said so, and the next came in fragments.
+    assert!(longest > Some(1280));
+    assert!(bound - started > Duration::from_millis(450));
+    assert!(bound - started < Duration::from_secs(3));
+    phone.ends().await;
+}

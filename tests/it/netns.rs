@@ -53,16 +53,20 @@ impl Place {
         (left, right)
     }
 
-    /// A cable to another one.
+    /// A cable to another one, `v0` at both ends.
     pub(crate) async fn plug(&self, other: &Self) {
+        self.plug_into("v0", other).await;
+    }
+
+    /// A cable to another one, `v0` here and `there` at its end.
+    pub(crate) async fn plug_into(&self, there: &str, other: &Self) {
         let path = &other.path;
         self.command(&format!(
-            "ip link add v0 type veth peer name v0 netns {path}"
+            "ip link add v0 type veth peer name {there} netns {path}"
         ))
         .await;
-        for place in [self, other] {
-            place.command("ip link set v0 up").await;
-        }
+        self.command("ip link set v0 up").await;
+        other.command(&format!("ip link set {there} up")).await;
     }
 
     /// Runs `future` in there, with all the tasks that it starts.
