@@ -821,10 +821,10 @@ async fn duplicate_answer_is_told_once() {
 async fn connection_closed_after_every_success() {
     let mut phone = Phone::new(Lab::registrar(&[]), "close-a", Tcp4).await;
     let mut registered = phone.registered().await;
-    // 1, 2, 4 s, each 50 to 100 %, and never less than 1 s.
+    // 1, 2, 4 s, each 50 to 100 %, and never less than 1 s; up to 10 ms more for the one user of the flow (D13).
     for (least, most) in [(1.0, 1.0), (1.0, 2.0), (2.0, 4.0)] {
         let next_in = phone.flow_lost().await;
-        assert_between(next_in, least, most);
+        assert_between(next_in, least, most + 0.01);
         // The binding is still there, though calls may not arrive.
         phone.lists(&registered).await;
         let status = phone.handle.status().await.expect("it is there");
@@ -846,7 +846,7 @@ async fn idle_connection_closed_by_the_registrar() {
     let mut phone = Phone::new(lab, "alice-idle", Tcp6).await;
     phone.registered().await;
     // After 11 s or so.
-    assert_between(phone.flow_lost().await, 1.0, 1.0);
+    assert_between(phone.flow_lost().await, 1.0, 1.01);
     let registered = phone.refreshed().await;
     phone.is_bound(&registered).await;
     let status = phone.handle.status().await.expect("it is there");
