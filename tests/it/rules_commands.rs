@@ -410,3 +410,92 @@ fn a_removal_of_all_that_leaves_ours_is_told_and_the_refresh_stays_planned() {
     sim.advance_to(secs(590));
     assert_eq!(sim.sent().text_of("Expires"), "3600", "the refresh");
 }
+
+#[test]
+fn a_resume_during_the_unregister_of_a_pause_registers_whatever_else_waits() {
+    let patient = || built(account().retry_interval(secs(77)));
+    let renamed = || built(account().user_agent("another"));
+    for which in 0..4 {
+        let mut sim = Sim::registered(built(account()), secs(3600));
+        sim.input(Input::Pause {
+            until: None,
+            unregister: true,
+        });
+        let removal = sim.sent();
+        match which {
+            0 => {}
+            1 => sim.input(Input::Query),
+            2 => sim.input(Input::Reconfigure(Arc::new(patient()))),
+            _ => sim.input(Input::Reconfigure(Arc::new(renamed()))),
+        }
+        sim.input(Input::Resume);
+        sim.reply(&removal, Reply::status(200));
+        if which == 1 {
+            let query = sim.sent();
+            assert_eq!(query.text_of("Contact"), "");
+            sim.reply(&query, Reply::status(200));
+        }
+        let register = sim.sent();
+        assert_ne!(register.text_of("Expires"), "0", "{which}");
+        sim.reply(&register, Reply::granted(3600));
+        assert!(sim.status().is_registered(), "{which}");
+        assert!(sim.is_silent(), "{which}");
+    }
+}
+
+#[test]
+fn a_configuration_that_waits_survives_a_stop() {
+    // Behind a REGISTER in flight.
+    let mut sim = Sim::registered(built(account()), secs(3600));
+    sim.input(Input::Refresh);
+    let refresh = sim.sent();
+    sim.input(Input::Reconfigure(Arc::new(built(
+        account().retry_interval(secs(77)),
+    ))));
+    sim.input(Input::Stop(secs(5)));
+    sim.reply(&refresh, Reply::granted(3600));
+    let removal = sim.sent();
+    sim.reply(&removal, Reply::status(200));
+    let id = sim.id();
+    let kept = |sim: &Sim| Arc::clone(sim.pool().registration(id).expect("it stays"));
+    assert_eq!(kept(&sim).retry_interval(), secs(77));
+    assert!(sim.is_silent() && sim.deadline().is_none());
+
+    // A new identity, whose un-REGISTER is in flight.
+    let mut sim = Sim::registered(built(account()), secs(3600));
+    let bob = built(account().contact_user("bob"));
+    sim.input(Input::Reconfigure(Arc::new(bob)));
+    let removal = sim.sent();
+    sim.input(Input::Stop(secs(5)));
+    sim.reply(&removal, Reply::status(200));
+    assert_eq!(kept(&sim).contact_user().as_str(), Some("bob"));
+    assert!(sim.is_silent() && sim.deadline().is_none());
+
+    // Nothing was ever sent.
+    let mut sim = Sim::new(built(account().max_random_initial_delay(secs(10))));
+    sim.input(Input::Stop(secs(5)));
+    assert!(sim.is_silent() && sim.deadline().is_none());
+}
+
+#[test]
+fn after_a_stop_there_is_nothing_left_to_revive() {
+    for bound in [false, true] {
+        let mut sim = match bound {
+            false => Sim::new(built(account())),
+            true => Sim::registered(built(account()), secs(3600)),
+        };
+        if bound {
+            sim.input(Input::Refresh);
+        }
+        let request = sim.sent();
+        sim.reply(&request, Reply::status(503));
+        sim.input(Input::Stop(secs(1)));
+        sim.advance(secs(2));
+        sim.all_sent();
+        let patient = built(account().retry_interval(secs(77)));
+        sim.input(Input::Reconfigure(Arc::new(patient)));
+        sim.input(Input::RetryCredentials);
+        assert!(sim.is_silent(), "{bound}");
+        assert_eq!(sim.status().activity, Activity::Idle);
+    }
+}

@@ -482,3 +482,47 @@ fn a_removal_under_way_does_not_wait_for_an_open_longer_than_it_has() {
     assert_eq!(sim.deadline(), None);
     assert!(sim.is_silent());
 }
+
+/// Thousands that wait for a target whose connection is refused: each is told in its turn, on a stack of any depth.
+#[test]
+fn d16_a_refused_connection_serves_a_long_queue_without_a_deep_stack() {
+    for memory in [true, false] {
+        let mut policy = Policy::default();
+        if !memory {
+            policy.dead_target_memory = secs(0);
+        }
+        let policy = std::sync::Arc::new(policy);
+        let account = move |number: u32| {
+            let aor = format!("sip:a{number}@example.com");
+            let server = "sip:192.0.2.9;transport=tcp";
+            let builder =
+                Registration::builder(server, &*aor).policy(std::sync::Arc::clone(&policy));
+            built(builder.max_random_initial_delay(secs(0)))
+        };
+        let run = move || {
+            let mut sim = Sim::many([]);
+            sim.stall_opens(true);
+            for number in 0..3000 {
+                sim.add(account(number));
+            }
+            let mut told = 0;
+            for _ in 0..100 {
+                for flow in sim.opening() {
+                    sim.opened(flow, Err(FlowError::Refused));
+                }
+                let events = sim.all_events();
+                told += events
+                    .iter()
+                    .filter(|(_, event)| matches!(event, Event::Rejected { .. }))
+                    .count();
+                if told >= 3000 {
+                    break;
+                }
+            }
+            assert_eq!((told, sim.pool().held()), (3000, 0));
+        };
+        // What a thread of tokio has, or less.
+        let thread = std::thread::Builder::new().stack_size(1 << 20).spawn(run);
+        thread.expect("a thread").join().expect("no overflow");
+    }
+}

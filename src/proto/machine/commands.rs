@@ -55,13 +55,24 @@ impl Machine {
         match &then {
             Then::Stop { by } => {
                 let by = *by;
+                // Of what waits only the configuration is left: the entry stays after a plain stop, and has it then.
+                let configured = |then| match then {
+                    Then::Reconfigure(to) | Then::Replace(to) => Some(Then::Reconfigure(to)),
+                    _ => None,
+                };
+                let waiting = std::mem::take(&mut seldom.then);
+                seldom.then = waiting
+                    .into_iter()
+                    .filter_map(configured)
+                    .next_back()
+                    .into_iter()
+                    .collect();
                 match cycle.purpose {
                     Purpose::Unregister => {
                         cycle.limit = Some(cycle.limit.map_or(by, |earlier| earlier.min(by)));
                     }
                     // A cycle that has sent nothing yet has nothing to wait for.
                     _ if cycle.started.is_none() || !matches!(cycle.step, Step::Registering(_)) => {
-                        seldom.then.clear();
                         self.abandon(cx);
                         return self.do_then(cx, then);
                     }
@@ -70,7 +81,8 @@ impl Machine {
                         seldom.then_at = Some(seldom.then_at.map_or(half, |at| at.min(half)));
                     }
                 }
-                seldom.then.clear();
+                seldom.then.insert(0, then);
+                return;
             }
             Then::Pause { .. } => seldom.then.retain(|then| {
                 !matches!(
@@ -124,6 +136,7 @@ impl Machine {
                 } else {
                     self.plan = Plan::Idle;
                     self.reference = ReferenceStatus::Unregistered;
+                    self.stopped(cx);
                     cx.out.push(Output::Done(Removal::NeverBound));
                 }
             }
@@ -288,7 +301,13 @@ impl Machine {
         if let Some(Seldom { then, .. }) = self.seldom.there() {
             let waiting = then.len();
             then.retain(|then| !matches!(then, Then::Pause { .. }));
-            if then.is_empty() && waiting > 0 && removing {
+            // A configuration that waits may register by itself.
+            let registers = then.iter().any(|then| match then {
+                Then::Replace(_) | Then::Register => true,
+                Then::Reconfigure(to) => self.registration.change_to(to) > Change::InPlace,
+                _ => false,
+            });
+            if then.len() < waiting && removing && !registers {
                 then.push(Then::Register);
             }
         }

@@ -16,17 +16,24 @@ impl Machine {
         cx.out
             .push(Output::Event(Event::Unregistered(removal.clone())));
         if matches!(self.seldom.then.first(), Some(Then::Stop { .. })) {
-            let seldom = self.seldom.change();
+            self.stopped(cx);
+            cx.out.push(Output::Done(removal));
+        } else {
+            self.finish(cx);
+        }
+    }
+
+    /// A stop is over: a configuration that waited is taken over, and nothing that failed before is left to revive.
+    pub(super) fn stopped(&mut self, cx: &mut Out<'_>) {
+        if let Some(seldom) = self.seldom.there() {
             seldom.then_at = None;
             for then in std::mem::take(&mut seldom.then) {
                 if let Then::Reconfigure(to) = then {
                     self.adopt(cx, to);
                 }
             }
-            cx.out.push(Output::Done(removal));
-        } else {
-            self.finish(cx);
         }
+        self.last_failure = None;
     }
 
     /// After a query: what was planned goes on.

@@ -124,6 +124,8 @@ pub struct Pool {
     flows: FlowTable,
     targets: Targets,
     windows: HashMap<SocketAddr, Window>,
+    /// Targets with a place that became free; the first of them is being served
+    freed: VecDeque<SocketAddr>,
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
     lines: HashMap<Box<str>, RegistrationId>,
@@ -173,6 +175,7 @@ impl Pool {
             health: Health::default(),
             targets: Targets::default(),
             windows: HashMap::new(),
+            freed: VecDeque::new(),
             guard: Guard::default(),
             waiting_for_guard: VecDeque::new(),
             lines: HashMap::new(),

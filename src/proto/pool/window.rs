@@ -104,12 +104,25 @@ impl Pool {
             self.windows.remove(&address);
             return;
         }
-        // As many as there is room for: the window may have grown since.
-        while let Some(window) = self.windows.get_mut(&address)
-            && window.used < window.limit
-            && let Some((asker, opening)) = window.queue.pop_front()
-        {
-            self.open_or_hold(cx, asker, opening);
+        // One that moves up may fail at once and free its place again: that is one more round, not one more call, for
+        // there may be thousands.
+        self.freed.push_back(address);
+        if self.freed.len() > 1 {
+            return;
+        }
+        while let Some(address) = self.freed.front().copied() {
+            // As many as there is room for: the window may have grown since.
+            while let Some(window) = self.windows.get_mut(&address)
+                && window.used < window.limit
+                && let Some((asker, opening)) = window.queue.pop_front()
+            {
+                self.open_or_hold(cx, asker, opening);
+            }
+            self.freed.pop_front();
+            // Freed once more is served already.
+            while self.freed.front() == Some(&address) {
+                self.freed.pop_front();
+            }
         }
     }
 
