@@ -1251,3 +1251,142 @@ fn f39_clients_do_not_all_come_in_the_same_second() {
         );
     }
 }
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn contacts(request: &SentRequest) -> Vec<String> {
+    let contacts = request.values("Contact");
+    contacts.map(|value| value.into_owned()).collect()
+}
+
+/// After a change of address Via and Contact change together, and the old binding goes in the same REGISTER, or is the
+/// registrar's to replace where it knows us by instance and reg-id; one that refuses two Contacts gets the new one alone.
+#[test]
+fn f29_after_a_change_of_address_nothing_of_the_old_one_is_left() {
+    let move_to = |sim: &mut Sim| {
+        sim.dress_flows(|info| {
+            FlowInfo::new(info.protocol(), address("198.51.100.7:5060"), info.remote())
+        });
+        sim.with(|pool, cx| pool.network_changed(cx));
+        next(sim)
+    };
+    let mut sim = Sim::registered(built(account().contact_user("alice")), secs(3600));
+    let moved = move_to(&mut sim);
+    assert!(header(&moved, "Via").starts_with("SIP/2.0/UDP 198.51.100.7:5060;"));
+    assert_eq!(
+        contacts(&moved),
+        [
+            "<sip:alice@198.51.100.7:5060>",
+            "<sip:alice@192.0.2.1:5060>;expires=0"
+        ]
+    );
+    sim.reply(&moved, Reply::status(403));
+    let alone = sim.sent();
+    assert_eq!(contacts(&alone), ["<sip:alice@198.51.100.7:5060>"]);
+    sim.reply(&alone, Reply::granted(3600));
+    assert!(sim.status().is_reachable());
+
+    let instance = "+sip.instance=\"<urn:uuid:00000000-0000-1000-8000-000a95a0e128>\";reg-id=1";
+    let known = account()
+        .contact_user("alice")
+        .contact_header_params(instance);
+    let mut sim = Sim::registered(built(known), secs(3600));
+    let moved = move_to(&mut sim);
+    assert_eq!(
+        contacts(&moved),
+        [format!("<sip:alice@198.51.100.7:5060>;{instance}")]
+    );
+}
+
+/// What a middlebox made of `received` and `rport` never reaches a Contact: by default nothing is rewritten at all, and
+/// where it is asked for, only an address that can be ours is taken, once.
+#[test]
+fn f30_no_contact_is_rewritten_to_a_mangled_address_nor_again_and_again() {
+    let mut rewriting = punctual();
+    rewriting.contact_rewriting = ContactRewriting::Mapped;
+    let registered = |policy: &Policy, seen: &str| {
+        let account = account().contact_user("alice").policy(policy.clone());
+        let mut sim = Sim::new(built(account));
+        let first = sim.sent();
+        sim.reply(&first, Reply::granted(3600).seen_from(address(seen)));
+        sim
+    };
+    for (policy, seen) in [
+        (&punctual(), "203.0.113.7:1024"),
+        (&rewriting, "10.0.0.3:5060"),
+        (&rewriting, "0.0.0.0:5060"),
+        (&rewriting, "203.0.113.7:0"),
+    ] {
+        let mut sim = registered(policy, seen);
+        assert_eq!(all_within(&mut sim, secs(600)).len(), 0, "{seen}");
+    }
+    let mut sim = registered(&rewriting, "203.0.113.7:1024");
+    for answer in 0..10_u16 {
+        for request in sim.all_sent() {
+            assert!(contacts(&request)[0].starts_with("<sip:alice@203.0.113.7:"));
+            let seen = SocketAddr::new(address("203.0.113.7:1").ip(), 2000 + answer);
+            sim.reply(&request, Reply::granted(3600).seen_from(seen));
+        }
+        sim.advance(secs(60));
+    }
+    // Ten answers from ten ports in ten minutes: one REGISTER more, not ten.
+    let Some(Activity::Waiting { until }) = Some(sim.status().activity) else {
+        panic!("{:?}", sim.status());
+    };
+    assert!(until > sim.now() + secs(1800));
+}
+
+/// What an answer showed of the way in lasts as long as the flow, whatever later answers leave out.
+#[test]
+fn f31_the_public_address_learnt_at_first_is_kept_on_refresh() {
+    let mut rewriting = punctual();
+    rewriting.contact_rewriting = ContactRewriting::Mapped;
+    let account = account().contact_user("alice").policy(rewriting);
+    let mut sim = Sim::new(built(account));
+    let public = address("203.0.113.7:1024");
+    let first = sim.sent();
+    sim.reply(&first, Reply::granted(600).seen_from(public));
+    for _ in 0..5 {
+        let refresh = next(&mut sim);
+        assert_eq!(contacts(&refresh)[0], "<sip:alice@203.0.113.7:1024>");
+        // This one fills in nothing.
+        sim.reply(&refresh, Reply::granted(600));
+        let lease = sim.status().lease.expect("a lease");
+        assert_eq!(lease.mapped, Some(public));
+    }
+}
+
+/// Where it was negotiated, Flow-Timer sets the pace and a missing pong ends the flow in 10 s; where it was not, a server
+/// that never pongs keeps working.
+#[test]
+fn f38_a_missing_pong_counts_where_it_was_negotiated_and_flow_timer_sets_the_pace() {
+    let registered = |reply: Reply| {
+        let mut sim = Sim::new(built(at("sip:192.0.2.9;transport=tcp").policy(punctual())));
+        let first = sim.sent();
+        sim.reply(&first, reply);
+        sim.events();
+        sim
+    };
+    let mut sim = registered(Reply::granted(7200));
+    sim.advance(secs(1800));
+    assert!(sim.keep_alives().len() >= 15 && sim.events().is_empty());
+    assert!(sim.status().is_reachable());
+
+    let negotiated = Reply::granted(7200).header("Require", "outbound");
+    let mut sim = registered(negotiated.header("Flow-Timer", "60"));
+    sim.answer_keep_alives(Some(address("192.0.2.1:40001")));
+    sim.advance(secs(1800));
+    let kept = sim.keep_alives().len();
+    assert!((30..=37).contains(&kept), "{kept} in half an hour");
+    sim.answer_keep_alives(None);
+    sim.advance(secs(70));
+    assert_matches!(
+        sim.events().first(),
+        Some(Event::FlowLost {
+            error: FlowError::KeepAliveUnanswered(_),
+            ..
+        })
+    );
+}

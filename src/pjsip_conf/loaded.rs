@@ -339,7 +339,7 @@ impl<'a> Loader<'a> {
             transports: &self.new.transports,
             endpoints: &self.new.endpoints,
             global: &self.new.global,
-            policies: Policies::new(&self.new.system),
+            policies: Policies::new(&self.new.system, &self.new.global),
         };
         let mut accepted = BTreeMap::new();
         let mut refused = Vec::new();

@@ -57,12 +57,15 @@ struct Choice {
 }
 
 impl Policies {
-    pub(super) fn new(system: &System) -> Self {
+    pub(super) fn new(system: &System, global: &Global) -> Self {
         let mut base = Policy::asterisk();
         base.timers.t1 = system.timer_t1;
         base.timers.t2 = base.timers.t2.max(system.timer_t1);
         base.timers.timer_f = system.timer_b;
         base.timers.connect_timeout = system.timer_b;
+        // 0 is never; beyond a day it is the same.
+        let interval = global.keep_alive_interval.min(Duration::from_secs(86_400));
+        base.keep_alive.stream = Some(interval..=interval).filter(|_| !interval.is_zero());
         Self {
             base,
             known: HashMap::new(),

@@ -12,7 +12,9 @@ mod sim;
 pub use message::{Reply, SentRequest, stun_error, stun_success};
 #[cfg(feature = "tokio")]
 pub use mock::{MockTransport, Wire};
-pub use server::{Fault, LoggedRequest, ServerAlgorithm, ServerBinding, ServerReply, TestServer};
+pub use server::{
+    Fault, LoggedRequest, ServerAlgorithm, ServerBinding, ServerReply, StunAnswer, TestServer,
+};
 #[cfg(feature = "tokio")]
 pub use server_net::RunningServer;
 pub use sim::{SentKeepAlive, Sim};

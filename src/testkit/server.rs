@@ -1,5 +1,6 @@
 //! A small registrar that does what RFC 3261 §10.3 says, and goes wrong where a test asks for it.
 
+use super::message::{stun_error, stun_success};
 use super::server_wire::{
     Request, Via, address, aor, parameter, parameters, respond, same_uri, split, user,
 };
@@ -26,6 +27,10 @@ pub struct TestServer {
     nonce_uses: u32,
     supported: Vec<String>,
     ok_headers: Vec<(String, String)>,
+    keep: Option<u32>,
+    pongs: bool,
+    stun: Option<StunAnswer>,
+    keep_alives: Vec<(Duration, SocketAddr)>,
     faults: VecDeque<Fault>,
     nonces: BTreeMap<u64, Nonce>,
     counter: u64,
@@ -84,6 +89,18 @@ impl Fault {
         }
         self
     }
+}
+
+/// How a [`TestServer`] answers a STUN Binding request
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StunAnswer {
+    /// With the address it came from, as a server does.
+    Source,
+    /// With this address.
+    Mapped(SocketAddr),
+    /// With this error code.
+    Error(u16),
 }
 
 /// A response, and when and where it shall go
@@ -168,6 +185,10 @@ impl TestServer {
             nonce_uses: u32::MAX,
             supported: vec!["path".to_owned()],
             ok_headers: Vec::new(),
+            keep: None,
+            pongs: true,
+            stun: Some(StunAnswer::Source),
+            keep_alives: Vec::new(),
             faults: VecDeque::new(),
             nonces: BTreeMap::new(),
             counter: 0,
@@ -239,6 +260,66 @@ impl TestServer {
     pub fn ok_header(mut self, name: &str, value: &str) -> Self {
         self.ok_headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Agrees to answer keep-alives: `keep` of a Via that offers it gets this value (RFC 6223 §4.4). Default: it does not.
+    #[must_use]
+    pub const fn keep(mut self, seconds: u32) -> Self {
+        self.keep = Some(seconds);
+        self
+    }
+
+    /// Sets whether a CRLFCRLF on a stream is answered with CRLF (RFC 5626 §4.4.1); default `true`.
+    #[must_use]
+    pub const fn pongs(mut self, answers: bool) -> Self {
+        self.set_pongs(answers);
+        self
+    }
+
+    /// The same while it serves.
+    pub const fn set_pongs(&mut self, answers: bool) {
+        self.pongs = answers;
+    }
+
+    /// Sets how a STUN Binding request is answered; default [`StunAnswer::Source`], none is not at all.
+    #[must_use]
+    pub const fn stun(mut self, answer: Option<StunAnswer>) -> Self {
+        self.set_stun(answer);
+        self
+    }
+
+    /// The same while it serves.
+    pub const fn set_stun(&mut self, answer: Option<StunAnswer>) {
+        self.stun = answer;
+    }
+
+    /// The keep-alives that came so far, CRLF and STUN: when, and from where.
+    #[must_use]
+    pub fn keep_alives(&self) -> &[(Duration, SocketAddr)] {
+        &self.keep_alives
+    }
+
+    /// Takes a keep-alive, CRLFs or STUN, and gives the answer to it.
+    pub fn keep_alive(
+        &mut self,
+        now: Duration,
+        source: SocketAddr,
+        protocol: Protocol,
+        message: &[u8],
+    ) -> Option<Bytes> {
+        self.advance_to(now);
+        self.keep_alives.push((self.now, source));
+        match message {
+            b"\r\n\r\n" if protocol.is_reliable() => {
+                self.pongs.then(|| Bytes::from_static(b"\r\n"))
+            }
+            _ if protocol.is_reliable() => None,
+            request => match self.stun? {
+                StunAnswer::Source => stun_success(request, source),
+                StunAnswer::Mapped(mapped) => stun_success(request, mapped),
+                StunAnswer::Error(code) => stun_error(request, code),
+            },
+        }
     }
 
     /// Puts a fault at the end of the queue.
@@ -351,13 +432,8 @@ impl TestServer {
                 .unwrap_or_else(|refusal| refusal)
         });
         self.counter += 1;
-        let message = respond(
-            &request,
-            source,
-            code,
-            &format!("ts{}", self.counter),
-            &headers,
-        );
+        let tag = format!("ts{}", self.counter);
+        let message = respond(&request, source, code, &tag, &headers, self.keep);
         let reply = ServerReply {
             after,
             to: via.answer_to(source),

@@ -1,6 +1,6 @@
 //! The test registrar on real sockets.
 
-use super::server::{Fault, LoggedRequest, ServerBinding, ServerReply, TestServer};
+use super::server::{Fault, LoggedRequest, ServerBinding, ServerReply, StunAnswer, TestServer};
 use crate::Protocol;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io::{Error, ErrorKind, Result};
@@ -80,6 +80,23 @@ impl RunningServer {
         self.shared.server().fault(fault);
     }
 
+    /// The keep-alives that came so far, CRLF and STUN, from where.
+    #[must_use]
+    pub fn keep_alives(&self) -> Vec<SocketAddr> {
+        let server = self.shared.server();
+        server.keep_alives().iter().map(|(_, from)| *from).collect()
+    }
+
+    /// Sets whether pings are answered from now on.
+    pub fn set_pongs(&self, answers: bool) {
+        self.shared.server().set_pongs(answers);
+    }
+
+    /// Sets how STUN requests are answered from now on.
+    pub fn set_stun(&self, answer: Option<StunAnswer>) {
+        self.shared.server().set_stun(answer);
+    }
+
     /// Forgets all bindings, as a registrar does that restarts without a database.
     pub fn forget_bindings(&self) {
         self.shared.server().forget_bindings();
@@ -114,6 +131,11 @@ impl Shared {
 
     fn elapsed(&self) -> Duration {
         now().duration_since(self.started)
+    }
+
+    fn keep_alive(&self, source: SocketAddr, protocol: Protocol, message: &[u8]) -> Option<Bytes> {
+        let now = self.elapsed();
+        self.server().keep_alive(now, source, protocol, message)
     }
 
     fn handle(&self, source: SocketAddr, protocol: Protocol, message: &[u8]) -> Vec<ServerReply> {
@@ -155,6 +177,13 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>) {
             },
             Some(_) = replies.join_next() => continue,
         };
+        // CRLF or STUN: no SIP message begins so (RFC 5626 §8).
+        if matches!(buffer[..length].first(), Some(b'\r' | 0 | 1)) {
+            if let Some(answer) = shared.keep_alive(source, Protocol::Udp, &buffer[..length]) {
+                let _ = socket.send_to(&answer, source).await;
+            }
+            continue;
+        }
         for reply in shared.handle(source, Protocol::Udp, &buffer[..length]) {
             if reply.after.is_zero() {
                 let _ = socket.send_to(&reply.message, reply.to).await;
@@ -202,7 +231,10 @@ async fn serve_connection(mut stream: TcpStream, source: SocketAddr, shared: Arc
         }
         while let Some(piece) = next_piece(&mut buffer) {
             let Piece::Message(message) = piece else {
-                if stream.write_all(b"\r\n").await.is_err() {
+                let pong = shared.keep_alive(source, Protocol::Tcp, b"\r\n\r\n");
+                if let Some(pong) = pong
+                    && stream.write_all(&pong).await.is_err()
+                {
                     return;
                 }
                 continue;

@@ -340,7 +340,9 @@ impl Via {
     }
 
     /// The value as the response carries it: `received` and `rport` filled in (RFC 3261 §18.2.1, RFC 3581 §4).
-    fn answered(&self, source: SocketAddr) -> String {
+    ///
+    /// A `keep` without value gets the one given (RFC 6223 §4.4).
+    fn answered(&self, source: SocketAddr, keep: Option<u32>) -> String {
         let source_ip = source.ip().to_string();
         let rport = parameter(&self.params, "rport").is_some();
         let mut value = String::new();
@@ -354,6 +356,10 @@ impl Via {
             match name.as_str() {
                 "received" => continue,
                 "rport" => value.push_str(&format!(";rport={}", source.port())),
+                "keep" => match keep {
+                    Some(seconds) => value.push_str(&format!(";keep={seconds}")),
+                    None => value.push_str(";keep"),
+                },
                 _ if value.is_empty() => value = part,
                 _ => value.push_str(&format!(";{part}")),
             }
@@ -386,13 +392,14 @@ pub(super) fn respond(
     code: u16,
     to_tag: &str,
     headers: &[(String, String)],
+    keep: Option<u32>,
 ) -> Bytes {
     let mut out = format!("SIP/2.0 {code} {}\r\n", reason(code));
     let mut line = |name: &str, value: &str| {
         let _ = write!(out, "{name}: {value}\r\n");
     };
     if let Some(top) = Via::top(request) {
-        line("Via", &top.answered(source));
+        line("Via", &top.answered(source, keep));
     }
     for via in request.list("Via").iter().skip(1) {
         line("Via", via);

@@ -9,6 +9,8 @@ mod golden;
 #[cfg(feature = "tokio")]
 mod kamailio;
 #[cfg(feature = "tokio")]
+mod keep_alive;
+#[cfg(feature = "tokio")]
 mod lab;
 mod machine;
 #[cfg(feature = "tokio")]

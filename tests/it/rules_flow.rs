@@ -263,7 +263,7 @@ fn d14_a_server_that_never_pongs_stays_registered() {
 }
 
 #[test]
-fn f38_a_missing_pong_fails_the_flow_within_10_seconds_where_it_was_negotiated() {
+fn d14_a_missing_pong_fails_the_flow_within_10_seconds_where_it_was_negotiated() {
     let mut told = Policy::default();
     told.keep_alive.answered = true;
     let default = Policy::default();
@@ -788,7 +788,7 @@ fn contacts(request: &SentRequest) -> Vec<String> {
 }
 
 #[test]
-fn f31_what_was_learnt_of_nat_lasts_for_the_flow() {
+fn what_was_learnt_of_nat_lasts_for_the_flow_and_a_change_is_told() {
     let mapped = address("203.0.113.7:1024");
     let (mut sim, _) = udp(granted().seen_from(mapped));
     assert_eq!(sim.status().lease.expect("a lease").mapped, Some(mapped));
@@ -819,7 +819,7 @@ fn f31_what_was_learnt_of_nat_lasts_for_the_flow() {
 }
 
 #[test]
-fn f30_a_contact_is_rewritten_once_and_takes_the_old_one_along() {
+fn d18_a_contact_is_rewritten_once_and_takes_the_old_one_along() {
     let mapped = address("203.0.113.7:1024");
     let (mut sim, first) = registered("udp", &rewriting(), granted().seen_from(mapped));
     assert_eq!(contacts(&first), ["<sip:s@192.0.2.1:5060>"]);
@@ -845,7 +845,7 @@ fn f30_a_contact_is_rewritten_once_and_takes_the_old_one_along() {
 }
 
 #[test]
-fn f30_rewriting_never_loops() {
+fn rewriting_never_loops() {
     // Each answer shows another port.
     let mut sim = Sim::new(account(0, "udp", &rewriting()));
     let mut sent = 0;
@@ -863,7 +863,7 @@ fn f30_rewriting_never_loops() {
 }
 
 #[test]
-fn f30_mangled_addresses_and_external_ones_are_not_rewritten() {
+fn mangled_addresses_and_external_ones_are_not_rewritten() {
     for mangled in [
         "0.0.0.0:5060",
         "10.1.2.3:5060",
