@@ -344,6 +344,15 @@ impl Registration {
         self.outbound_proxy().first().map(Route::uri)
     }
 
+    /// Whether the configuration says which protocol is used: by `transport`, by the URI that is located, or by `sips`.
+    pub(crate) fn pins_protocol(&self) -> bool {
+        let located = self.first_route().unwrap_or(&self.server_uri);
+        self.transport().is_some()
+            || located.has_param("transport")
+            || located.scheme() == Scheme::Sips
+            || self.is_sips()
+    }
+
     /// Whether the registrar is a `sips:` URI, so that Contact is one too.
     #[must_use]
     pub fn is_sips(&self) -> bool {

@@ -40,7 +40,9 @@ pub struct Policy {
     /// Whether 430 asks for a new flow and 439 for a REGISTER without outbound, once each; default `true`,
     /// `asterisk()` `false` (RFC 5626 §4.2.1, §11.5).
     pub resend_without_outbound: bool,
-    /// Whether a request over 1300 bytes goes over TCP when nothing pins UDP; default `true`, `asterisk()` `false` (D23).
+    /// Whether a request over 1300 bytes goes over TCP to the same address, and over UDP only where no TCP can be made;
+    /// default `true`, `asterisk()` `false` (RFC 3261 §18.1.1, D23). Not where the protocol is pinned: by the option
+    /// `transport`, by a `transport` parameter of the URI that is located, or by `sips`.
     pub stream_fallback: bool,
     /// Whether refreshes and the un-REGISTER stay with the target that registered; default `true`, `asterisk()`
     /// `false`: resolved anew (D12).

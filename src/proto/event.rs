@@ -231,8 +231,10 @@ pub enum Warning {
     /// A grant beyond a week is scheduled as a week.
     #[error("granted {0} s, refreshed as if 604800")]
     LongGrant(u32),
-    /// A UDP request beyond 1300 bytes may be fragmented and lost (RFC 3261 §18.1.1).
-    #[error("request of {0} bytes over UDP")]
+    /// A request beyond 1300 bytes may be fragmented and lost over UDP (RFC 3261 §18.1.1): it goes over TCP where
+    /// [`Policy::stream_fallback`](crate::Policy::stream_fallback) has it so, no transport is pinned and TCP can be made,
+    /// otherwise over UDP all the same. Told once a cycle
+    #[error("request of {0} bytes is long for UDP")]
     Oversize(usize),
     /// Answered with MD5 though the registrar also offered better.
     #[error("realm {0:?} was answered with MD5 though it offered SHA-2")]

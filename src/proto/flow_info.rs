@@ -126,6 +126,11 @@ impl Target {
         &self.0.host
     }
 
+    /// The same place by another protocol.
+    pub(crate) fn over(&self, protocol: Protocol) -> Self {
+        Self::named(protocol, self.address(), Arc::clone(&self.0.host))
+    }
+
     /// Whether somebody else has it too.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -179,6 +179,17 @@ impl Sessions {
         lines
     }
 
+    /// The request authorized last was not sent: its nonces were not used by it (RFC 7616 §3.4).
+    pub(crate) fn take_back(&mut self) {
+        for session in self.0.iter_mut().filter(|session| session.sent) {
+            session.sent = false;
+            session.answering = session.challenged;
+            if let Some(answer) = &mut session.answer {
+                answer.nc = answer.nc.saturating_sub(1);
+            }
+        }
+    }
+
     /// A 2xx came: what the last request carried is accepted, and good for later ones (RFC 7616 §3.6).
     pub(crate) fn accepted(&mut self) {
         for session in self.0.iter_mut().filter(|session| session.sent) {

@@ -578,6 +578,7 @@ impl Machine {
                 }
                 let expires_at = sent_at + granted;
                 let contact = cycle.contact_uri.clone();
+                let stream = cycle.stream(self.lease.as_ref());
                 let replaced = cycle.replaces;
                 if let Some(before) = self.lease.take().filter(|lease| lease.contact != contact) {
                     let stale = &mut self.seldom.change().stale;
@@ -593,6 +594,7 @@ impl Machine {
                     expires_at,
                     granted: grant.seconds,
                     confirmed: grant.confirmed,
+                    stream,
                     flow: Some(flow),
                     target,
                     rewrites,

@@ -240,6 +240,14 @@ impl Machine {
             seldom.min_expires = 0;
             seldom.sole_contact = false;
         }
+        // What is sent now may be worth another try of TCP (D23).
+        if let Some(lease) = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.stream == Stream::Failed)
+        {
+            lease.stream = Stream::Untried;
+        }
         if credentials {
             self.sessions.forget();
         }

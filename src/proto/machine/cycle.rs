@@ -50,6 +50,7 @@ impl Machine {
             tokens_dropped: false,
             fresh_flow: false,
             guarded: Vec::new(),
+            oversize: false,
             gruu: true,
             redirects: 0,
             limit: None,
@@ -107,6 +108,18 @@ impl Machine {
                     seen.push(place);
                     new
                 });
+                // Granted over TCP because it does not fit into a datagram: that is where it stays (D12, D23).
+                if let Some(lease) = &self.lease
+                    && lease.stream == Stream::Used
+                    && cycle.redirects == 0
+                    && self.registration.policy().sticky_target
+                    && let Some(place) = targets
+                        .iter()
+                        .position(|target| *target == lease.target.over(Protocol::Udp))
+                {
+                    targets.retain(|target| *target != lease.target);
+                    targets.insert(place.min(targets.len()), lease.target.clone());
+                }
                 targets.truncate(TARGETS_A_CYCLE.saturating_sub(cycle.tried));
                 cycle.targets = targets;
                 cycle.next = 0;
@@ -262,9 +275,20 @@ impl Machine {
                 self.next_target(cx, failure, exchange);
             }
             Err(error) => {
-                cycle.retry_in = cycle.retry_in.into_iter().chain(retry_in).min();
+                // Without TCP it goes over UDP as before, and there is no failure to tell (D23).
+                let instead = cycle.is_instead_of_udp();
+                if !instead {
+                    cycle.retry_in = cycle.retry_in.into_iter().chain(retry_in).min();
+                }
                 if error.is_of_the_target() {
                     self.found(cx, TargetOutcome::Unreachable);
+                }
+                if let Plan::Cycle(cycle) = &mut self.plan
+                    && instead
+                {
+                    cycle.next += 1;
+                    cycle.at_target = 0;
+                    return self.open(cx);
                 }
                 self.next_target(cx, Failure::Flow(error), None);
             }
@@ -328,10 +352,7 @@ impl Machine {
         let Some((flow, info)) = cycle.flow.clone() else {
             return;
         };
-        cycle.requests += 1;
-        cycle.at_target += 1;
-        cycle.started.get_or_insert(cx.now);
-        self.identity.cseq = if self.identity.cseq >= i32::MAX as u32 {
+        let cseq = if self.identity.cseq >= i32::MAX as u32 {
             1
         } else {
             self.identity.cseq + 1
@@ -357,7 +378,6 @@ impl Machine {
             cycle,
             rejected,
         );
-        cycle.security_only_verify = false;
         let old = match contact {
             ContactForm::Ours(_) if !self.seldom.sole_contact => old_contacts(
                 &self.registration,
@@ -374,7 +394,7 @@ impl Machine {
             branch: &branch,
             from_tag: &cycle.from_tag,
             call_id: &self.identity.call_id,
-            cseq: self.identity.cseq,
+            cseq,
             contact,
             contact_uri: &cycle.contact_uri,
             old_contacts: &old,
@@ -385,11 +405,24 @@ impl Machine {
             authorization: &authorization,
         });
         let reliable = info.protocol().is_reliable();
-        if !reliable && message.len() > 1300 && cycle.requests == 1 {
-            cx.out.push(Output::Event(Event::Warning(Warning::Oversize(
-                message.len(),
-            ))));
+        if !reliable && message.len() > DATAGRAM {
+            if !std::mem::replace(&mut cycle.oversize, true) {
+                cx.out.push(Output::Event(Event::Warning(Warning::Oversize(
+                    message.len(),
+                ))));
+            }
+            let failed = |lease: &Lease| lease.stream == Stream::Failed;
+            let free = policy.stream_fallback && !choice.pins_protocol();
+            if free && !self.lease.as_ref().is_some_and(failed) && cycle.divert() {
+                self.sessions.take_back();
+                return self.open(cx);
+            }
         }
+        cycle.requests += 1;
+        cycle.at_target += 1;
+        cycle.started.get_or_insert(cx.now);
+        cycle.security_only_verify = false;
+        self.identity.cseq = cseq;
         cycle.lived = self.may_live;
         if let ContactForm::Ours(1..) = contact {
             let asked = self
@@ -424,6 +457,61 @@ impl Machine {
             cx.now,
         ));
         cx.out.push(Output::Transmit { flow, message });
+    }
+}
+
+impl Cycle {
+    /// Puts TCP to the target at hand before it, once and within the budget (RFC 3261 §18.1.1, D23).
+    fn divert(&mut self) -> bool {
+        let Some(target) = self.targets.get(self.next) else {
+            return false;
+        };
+        let stream = target.over(Protocol::Tcp);
+        let (tried, later) = self.targets.split_at(self.next);
+        // Redirects are followed as they say.
+        if self.redirects > 0
+            || tried.contains(&stream)
+            || self.tried + self.next + 2 > TARGETS_A_CYCLE
+        {
+            return false;
+        }
+        let later: Vec<_> = later
+            .iter()
+            .filter(|one| **one != stream)
+            .cloned()
+            .collect();
+        self.targets.truncate(self.next);
+        self.targets.push(stream);
+        self.targets.extend(later);
+        self.targets
+            .truncate(TARGETS_A_CYCLE.saturating_sub(self.tried));
+        self.at_target = 0;
+        self.fresh_flow = false;
+        true
+    }
+
+    /// Whether the target at hand is TCP, tried in the place of UDP (D23).
+    pub(super) fn is_instead_of_udp(&self) -> bool {
+        let at_hand = self.targets.get(self.next);
+        let next = self.targets.get(self.next + 1);
+        matches!((at_hand, next), (Some(stream), Some(udp))
+            if stream.protocol() == Protocol::Tcp && *udp == stream.over(Protocol::Udp))
+    }
+
+    /// What the grant of the target at hand tells of TCP in the place of UDP.
+    pub(super) fn stream(&self, before: Option<&Lease>) -> Stream {
+        let Some(target) = self.targets.get(self.next) else {
+            return Stream::Untried;
+        };
+        let (tried, _) = self.targets.split_at(self.next);
+        let as_before = before.filter(|lease| lease.target == *target);
+        match target.protocol() {
+            Protocol::Tcp if self.is_instead_of_udp() && self.oversize => Stream::Used,
+            Protocol::Udp if self.oversize && tried.contains(&target.over(Protocol::Tcp)) => {
+                Stream::Failed
+            }
+            _ => as_before.map_or(Stream::Untried, |lease| lease.stream),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ mod surroundings;
 
 use crate::proto::digest::{Reaction, Role, Rules, ServerProof, parse_challenges};
 use crate::proto::event::*;
-use crate::proto::flow_info::{FlowError, FlowInfo, Target};
+use crate::proto::flow_info::{FlowError, FlowInfo, Protocol, Target};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::lease::{self, Sent};
 use crate::proto::locate::TargetOutcome;
@@ -54,6 +54,8 @@ const FLAP: Duration = Duration::from_secs(30);
 const UNCOUNTED: u8 = 3;
 /// Retries that do not count never have to wait longer than this
 const UNCOUNTED_LEAST: Duration = Duration::from_secs(60);
+/// A request longer than this goes over a stream, where it may (RFC 3261 §18.1.1)
+const DATAGRAM: usize = 1300;
 /// How many Contacts are remembered that the registrar may still hold (D18)
 const STALE: usize = 4;
 /// How long the host may take to name the addresses; a name service that takes longer is down
@@ -380,6 +382,8 @@ struct Cycle {
     fresh_flow: bool,
     /// Credentials that the guard let through in this cycle, not proved yet (D6)
     guarded: Vec<Guarded>,
+    /// Whether it was told that a request is oversize (D23)
+    oversize: bool,
     /// The optional `gruu` may still be offered
     gruu: bool,
     redirects: u8,
@@ -433,10 +437,22 @@ struct Lease {
     /// Seconds
     granted: u32,
     confirmed: bool,
+    stream: Stream,
     flow: Option<FlowId>,
     target: Target,
     /// Whether a REGISTER follows only to bring the mapped address into the Contact: then the next one does not
     rewrites: bool,
+}
+
+/// What an oversize request has made of UDP (D23)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// Nothing: it fitted, or may go no other way
+    Untried,
+    /// The lease was granted over TCP in its place
+    Used,
+    /// No TCP could be made; over UDP it was granted all the same
+    Failed,
 }
 
 impl Lease {
@@ -724,11 +740,14 @@ impl Machine {
         }
     }
 
-    /// The target that holds the lease; none while a redirect is followed, which leads away from it.
-    pub(crate) fn bound(&self) -> Option<&Target> {
+    /// The target that holds the lease, as it is located; none while a redirect is followed, which leads away from it.
+    pub(crate) fn bound(&self) -> Option<Target> {
         let redirected = matches!(&self.plan, Plan::Cycle(cycle) if cycle.redirects > 0);
         let lease = self.lease.as_ref().filter(|_| !redirected);
-        lease.map(|lease| &lease.target)
+        lease.map(|lease| match lease.stream {
+            Stream::Used => lease.target.over(Protocol::Udp),
+            Stream::Untried | Stream::Failed => lease.target.clone(),
+        })
     }
 
     /// Whether the cycle under way can afford a target that may be dead, and another one after it.

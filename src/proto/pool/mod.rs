@@ -451,6 +451,14 @@ impl Pool {
                 prefer,
                 fresh,
             } => {
+                if !self.speaks(id, target.protocol()) {
+                    let input = Input::Opened {
+                        op,
+                        result: Err(FlowError::NoTransport(target.protocol())),
+                        retry_in: None,
+                    };
+                    return self.handle(cx, id, input);
+                }
                 self.open_or_hold(
                     cx,
                     Asker { id, op },

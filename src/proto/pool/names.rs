@@ -115,6 +115,16 @@ impl Pool {
         }
     }
 
+    /// Whether a transport that the registration may use speaks this.
+    pub(super) fn speaks(&self, id: RegistrationId, protocol: Protocol) -> bool {
+        let named = self
+            .registration(id)
+            .and_then(|registration| registration.transport());
+        self.transports.iter().any(|(name, speaks)| {
+            named.is_none_or(|named| named == name) && speaks.contains(&protocol)
+        })
+    }
+
     /// The targets as the registration's policy and the state of the targets have them.
     fn in_order(&mut self, now: Instant, waiter: &Waiter, located: Located) -> Vec<Target> {
         let id = waiter.asker.id;
@@ -130,11 +140,7 @@ impl Pool {
             trial: policy.timers.timer_f + policy.timers.connect_timeout,
             healthy_for: policy.primary_healthy_for,
         };
-        let target = entry
-            .machine
-            .bound()
-            .filter(|_| policy.sticky_target)
-            .cloned();
+        let target = entry.machine.bound().filter(|_| policy.sticky_target);
         let bound = target.map(|target| {
             let kept = !located.certain || self.in_grace(now, waiter, &target);
             Bound { target, kept }
