@@ -853,3 +853,31 @@ async fn a_path_that_is_too_narrow_is_no_failure_of_the_flow() {
     assert!(bound - started < Duration::from_secs(3));
     phone.ends().await;
 }
+
+/// D23: no transport is pinned, so what is over 1300 bytes goes over TCP, which fits any path.
+#[tokio::test]
+#[ignore = "needs root, for network namespaces; .ci/run runs it"]
+async fn an_oversize_register_takes_tcp_where_fragments_are_dropped() {
+    let (registrar, router, home) = narrow_path().await;
+    let address: SocketAddr = "10.78.1.1:5060".parse().expect("an address");
+    let server = serve_in(&registrar, address).await;
+    router.command("nft add table ip t").await;
+    // Before fragments are put together again.
+    router
+        .command("nft add chain ip t in { type filter hook prerouting priority -450 ; }")
+        .await;
+    router
+        .command("nft add rule ip t in ip frag-off & 0x3fff != 0 counter drop")
+        .await;
+    let account = account(address, "udp")
+        .server_uri("sip:10.78.1.1:5060")
+        .header("X-Padding", &"x".repeat(1000));
+    let started = now();
+    let mut phone = home.run(Phone::new(system(), account)).await;
+    let (registered, bound) = phone.bound_within(PATIENCE).await;
+    println!("fragments dropped: bound after {:?}", bound - started);
+    assert_eq!(registered.target.protocol(), Protocol::Tcp);
+    assert!(contacts(&server)[0].contains("transport=TCP"));
+    assert!(bound - started < Duration::from_secs(3));
+    phone.ends().await;
+}
