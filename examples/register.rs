@@ -9,7 +9,7 @@
 
 mod account;
 
-use account::{Options, Result, USAGE, farewell};
+use account::{FLAGS, MEANING, Options, Result, farewell};
 use sip_registration::testkit::TestServer;
 use sip_registration::{Agent, Credentials, Event, Registration};
 use std::time::Duration;
@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
             Ok(false) => format!("unknown argument {flag:?}"),
             Err(problem) => problem,
         };
-        eprintln!("{problem}\nregister [{USAGE}]");
+        eprintln!("{problem}\nregister [{FLAGS}]\n{MEANING}");
         std::process::exit(2);
     }
     match options.server {

@@ -10,7 +10,7 @@
 
 mod account;
 
-use account::{Options, Result, USAGE, farewell};
+use account::{FLAGS, MEANING, Options, Result, farewell};
 use sip_registration::{Agent, FlowInfo, InboundMessage, RegistrationHandle, Request};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,7 +30,9 @@ async fn main() -> Result<()> {
             (_, Ok(false)) => format!("unknown argument {flag:?}"),
             (_, Err(problem)) => problem,
         };
-        eprintln!("{problem}\nsoftphone {USAGE}\n--answer takes calls instead of refusing them.");
+        eprintln!(
+            "{problem}\nsoftphone {FLAGS} [--answer]\n{MEANING}\n--answer takes calls instead of refusing them."
+        );
         std::process::exit(2);
     }
     // The token in our Contact tells to which account a call came, whatever the caller dialled.

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Of which example the flags are beside these
-pub(crate) const USAGE: &str = "--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
-     [--transport udp|tcp|tls] [--expires SECONDS]\n         \
-     [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]\n\
-     --ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
+/// The flags of an account
+pub(crate) const FLAGS: &str = "--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
+    [--transport udp|tcp|tls] [--expires SECONDS]\n         \
+    [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]";
+
+/// What some of them mean
+pub(crate) const MEANING: &str = "--ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
      what to show to a server that asks. --insecure believes anybody.\n\
      The password is better given in the environment: SIP_PASSWORD.";
 
