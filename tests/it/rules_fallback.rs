@@ -232,3 +232,88 @@ fn fallbacks_are_checked_and_their_change_replaces_the_binding() {
         .expect("a good configuration");
     assert_eq!(now.change_to(&patient), Change::InPlace);
 }
+
+#[test]
+fn a_first_choice_with_many_silent_addresses_leaves_time_for_the_next() {
+    let silent = ["192.0.2.11:5060", "192.0.2.12:5060", "192.0.2.13:5060"];
+    let many = |sim: &mut Sim| {
+        let addresses = (11..=13).map(|last| IpAddr::from([192, 0, 2, last]));
+        sim.resolve("many.example.com", Ok(addresses.collect()));
+    };
+    let account = || account().server_uri("sip:many.example.com");
+    // At the start: all in one attempt.
+    let mut sim = Sim::many([]);
+    many(&mut sim);
+    sim.resolve("two.example.com", Ok(vec![IpAddr::from([192, 0, 2, 2])]));
+    sim.add(account().build().expect("a good configuration"));
+    run(&mut sim, &silent, 600, secs(96));
+    assert!(sim.status().is_registered(), "{:#?}", sim.events());
+    // While it is bound: all of them die at once, and stay dead.
+    for grant in [20, 60, 120, 600, 3600] {
+        let mut sim = Sim::many([]);
+        many(&mut sim);
+        sim.resolve("two.example.com", Ok(vec![IpAddr::from([192, 0, 2, 2])]));
+        sim.add(account().build().expect("a good configuration"));
+        run(&mut sim, &[], grant, secs(u64::from(grant) * 3));
+        assert!(sim.status().is_registered());
+        run(&mut sim, &silent, grant, secs(u64::from(grant) * 20));
+        assert_eq!(expiries(&mut sim), 0, "{grant}");
+    }
+}
+
+#[test]
+fn a_first_choice_that_is_back_but_refuses_costs_no_lease() {
+    for grant in [60, 600] {
+        for code in [401, 403, 404, 423, 500, 503, 603] {
+            let mut sim = sim(account());
+            run(&mut sim, &[FIRST], grant, secs(60));
+            assert!(sim.status().is_registered(), "{grant}, {code}");
+            sim.events();
+            let mut asked = Vec::new();
+            let end = sim.elapsed() + secs(3600);
+            while sim.elapsed() < end {
+                while !sim.is_silent() {
+                    let request = sim.sent();
+                    if to(&request) == FIRST {
+                        asked.push(sim.elapsed());
+                        let reply = match code {
+                            401 => Reply::challenge("r", &format!("n{}", asked.len())),
+                            code => Reply::status(code),
+                        };
+                        sim.reply(&request, reply);
+                    } else {
+                        sim.reply(&request, Reply::granted(grant));
+                    }
+                }
+                let next = sim.deadline().expect("a refresh is planned");
+                sim.advance(next);
+            }
+            let events = sim.events();
+            let lost = events.iter().any(|event| {
+                matches!(
+                    event,
+                    Event::Expired { .. } | Event::GaveUp { .. } | Event::Rejected { .. }
+                )
+            });
+            assert!(!lost, "{grant}, {code}: {events:#?}");
+            assert!(!asked.is_empty(), "{grant}, {code}");
+            let paced = asked
+                .windows(2)
+                .all(|pair| pair[1] == pair[0] || pair[1] - pair[0] >= secs(300));
+            assert!(paced, "{grant}, {code}: {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn a_fallback_that_dies_leads_back_to_the_first_choice_in_the_same_attempt() {
+    for grant in [60, 120] {
+        let mut sim = sim(account());
+        run(&mut sim, &[FIRST], grant, secs(40));
+        assert!(sim.status().is_registered());
+        // The fallbacks die, at a time at which no return is due yet.
+        let went = run(&mut sim, &[SECOND, THIRD], grant, secs(200));
+        assert_eq!(expiries(&mut sim), 0, "{grant}: {went:?}");
+        assert_eq!(went.last().map(String::as_str), Some(FIRST));
+    }
+}

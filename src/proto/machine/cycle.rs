@@ -24,10 +24,17 @@ impl Machine {
             Purpose::Register if self.lease.is_none() || returns => 0,
             _ => self.seldom.choice,
         };
+        if choice != self.seldom.choice {
+            self.forget_choice();
+        }
+        let returns = self.lease.is_some() && choice != self.seldom.choice;
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
             purpose,
             choice,
+            visited: 1 << choice,
+            returns,
+            choice_until: None,
             tried: 0,
             insists: false,
             started: None,
@@ -120,7 +127,7 @@ impl Machine {
                     targets.retain(|target| *target != lease.target);
                     targets.insert(place.min(targets.len()), lease.target.clone());
                 }
-                targets.truncate(TARGETS_A_CYCLE.saturating_sub(cycle.tried));
+                targets.truncate(cycle.room(self.registration.fallbacks().len()));
                 cycle.targets = targets;
                 cycle.next = 0;
                 // A redirect, to this very target perhaps, gives no new budget (D3).
@@ -159,32 +166,114 @@ impl Machine {
 
     /// No target is left: the next choice has some, or the cycle has failed.
     fn exhausted(&mut self, cx: &mut Out<'_>) {
+        if self.next_choice().is_some() {
+            return self.lead_on(cx);
+        }
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
-        // Only what says nothing of the account; and what was bound at one choice is not removed at another.
-        let elsewhere = cycle.purpose == Purpose::Register
-            && usize::from(cycle.choice) < self.registration.fallbacks().len()
-            && cycle.tried + cycle.targets.len() < TARGETS_A_CYCLE;
-        if elsewhere {
-            cycle.choice += 1;
-            cycle.tried += cycle.targets.len();
-            cycle.targets.clear();
-            cycle.redirects = 0;
-            cycle.at_target = 0;
-            cycle.authenticated = false;
-            // What one registrar asked for is nothing to another.
-            self.sessions.clear_for_retry();
-            if let Some(seldom) = self.seldom.there() {
-                seldom.min_expires = 0;
-                seldom.sole_contact = false;
-                seldom.security_server.clear();
-            }
-            return self.relocate(cx);
-        }
         let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
         let retry_after = cycle.retry_after;
         self.fail(cx, failure, retry_after, exchange);
+    }
+
+    /// The choice that has its turn next: the bound one after a try of the first, the others in their order and around.
+    fn next_choice(&self) -> Option<u8> {
+        let Plan::Cycle(cycle) = &self.plan else {
+            return None;
+        };
+        // What was bound at one choice is not removed at another.
+        if cycle.purpose != Purpose::Register {
+            return None;
+        }
+        let count = self.registration.fallbacks().len() as u8 + 1;
+        let bound = cycle.returns.then_some(self.seldom.choice);
+        let others = (1..count).map(|step| (cycle.choice + step) % count);
+        bound
+            .into_iter()
+            .chain(others)
+            .find(|choice| cycle.visited & (1 << choice) == 0)
+    }
+
+    /// On with the next choice in the same cycle, and the same budget (D3).
+    pub(super) fn lead_on(&mut self, cx: &mut Out<'_>) {
+        let Some(choice) = self.next_choice() else {
+            return;
+        };
+        self.cancel_step(cx);
+        if let Plan::Cycle(cycle) = &mut self.plan {
+            cycle.choice = choice;
+            cycle.visited |= 1 << choice;
+            cycle.returns = false;
+            cycle.choice_until = None;
+            cycle.tried += cycle.targets.len().min(cycle.next + 1);
+            cycle.targets.clear();
+            cycle.next = 0;
+            cycle.redirects = 0;
+            cycle.at_target = 0;
+            cycle.authenticated = false;
+            // What one registrar asked for, or refused, is nothing to another.
+            (cycle.path, cycle.outbound, cycle.gruu) = (true, true, true);
+            cycle.tokens_dropped = false;
+            cycle.security_resent = false;
+            cycle.security_only_verify = false;
+        }
+        self.forget_choice();
+        self.relocate(cx);
+    }
+
+    /// What was learnt from one choice is nothing to another.
+    fn forget_choice(&mut self) {
+        self.sessions.clear_for_retry();
+        if let Some(seldom) = self.seldom.there() {
+            seldom.min_expires = 0;
+            seldom.sole_contact = false;
+            seldom.security_server.clear();
+        }
+    }
+
+    /// Sets until when this choice may be silent, where another one has its turn after it: what is left of the lease, or of
+    /// the cycle, has to be enough for that.
+    fn limit_choice(&mut self, now: Instant) {
+        let another = self.next_choice().is_some();
+        let timer_f = self.registration.policy().timers.timer_f;
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        if cycle.choice_until.is_some() || !another {
+            return;
+        }
+        let spent = now.saturating_duration_since(cycle.started.unwrap_or(now));
+        let mut share = timer_f.max(CYCLE.saturating_sub(spent) / 2);
+        if let Some(lease) = &self.lease {
+            let left = lease.expires_at.saturating_duration_since(now);
+            share = share.min(left.saturating_sub(ROOM.min(left / 2)));
+        }
+        if cycle.returns {
+            share = share.min(timer_f + ROOM);
+        }
+        cycle.choice_until = Some(now + share);
+    }
+
+    /// The time of this choice is over: the next one has its turn, unless somebody works on an answer.
+    pub(super) fn choice_over(&mut self, cx: &mut Out<'_>) {
+        let exchange = self.exchange(None);
+        let connect_timeout = self.registration.policy().timers.connect_timeout;
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        cycle.choice_until = None;
+        let failure = match &cycle.step {
+            // A timeout fails over only when there was no response at all (RFC 3263 §4.3).
+            Step::Registering(transaction) if !transaction.answered || cycle.returns => {
+                Failure::Timeout
+            }
+            Step::Opening { .. } => Failure::Flow(FlowError::ConnectTimeout(connect_timeout)),
+            _ => return,
+        };
+        cycle.failure = Some((failure, exchange));
+        self.prove(cx, None);
+        self.lead_on(cx);
     }
 
     /// Asks for a flow to the target at hand.
@@ -207,6 +296,10 @@ impl Machine {
             op,
             until: cx.now + timeout,
         };
+        self.limit_choice(cx.now);
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         cx.out.push(Output::Open {
             op,
             target,
@@ -224,6 +317,8 @@ impl Machine {
                 op,
                 until: cx.now + HELD,
             };
+            // Waiting for a place in its queue says nothing of the choice.
+            cycle.choice_until = None;
         }
     }
 
@@ -349,6 +444,16 @@ impl Machine {
         if over {
             return self.fail(cx, Failure::Budget, None, None);
         }
+        if cycle.requests >= REQUESTS_A_CYCLE - REQUESTS_FOR_THE_NEXT
+            && self.next_choice().is_some()
+        {
+            self.prove(cx, None);
+            return self.lead_on(cx);
+        }
+        self.limit_choice(cx.now);
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         let Some((flow, info)) = cycle.flow.clone() else {
             return;
         };
@@ -413,7 +518,10 @@ impl Machine {
             }
             let failed = |lease: &Lease| lease.stream == Stream::Failed;
             let free = policy.stream_fallback && !choice.pins_protocol();
-            if free && !self.lease.as_ref().is_some_and(failed) && cycle.divert() {
+            if free
+                && !self.lease.as_ref().is_some_and(failed)
+                && cycle.divert(self.registration.fallbacks().len())
+            {
                 self.sessions.take_back();
                 return self.open(cx);
             }
@@ -461,18 +569,25 @@ impl Machine {
 }
 
 impl Cycle {
+    /// How many targets this choice may have: one at least is left for each that has not had its turn (D3).
+    fn room(&self, fallbacks: usize) -> usize {
+        let waiting = match self.purpose {
+            Purpose::Register => (fallbacks + 1).saturating_sub(self.visited.count_ones() as usize),
+            _ => 0,
+        };
+        TARGETS_A_CYCLE.saturating_sub(self.tried + waiting).max(1)
+    }
+
     /// Puts TCP to the target at hand before it, once and within the budget (RFC 3261 §18.1.1, D23).
-    fn divert(&mut self) -> bool {
+    fn divert(&mut self, fallbacks: usize) -> bool {
+        let room = self.room(fallbacks);
         let Some(target) = self.targets.get(self.next) else {
             return false;
         };
         let stream = target.over(Protocol::Tcp);
         let (tried, later) = self.targets.split_at(self.next);
         // Redirects are followed as they say.
-        if self.redirects > 0
-            || tried.contains(&stream)
-            || self.tried + self.next + 2 > TARGETS_A_CYCLE
-        {
+        if self.redirects > 0 || tried.contains(&stream) || self.next + 2 > room {
             return false;
         }
         let later: Vec<_> = later
@@ -483,8 +598,7 @@ impl Cycle {
         self.targets.truncate(self.next);
         self.targets.push(stream);
         self.targets.extend(later);
-        self.targets
-            .truncate(TARGETS_A_CYCLE.saturating_sub(self.tried));
+        self.targets.truncate(room);
         self.at_target = 0;
         self.fresh_flow = false;
         true

@@ -42,6 +42,8 @@ use std::time::{Duration, Instant, SystemTime};
 const REQUESTS_A_TARGET: u32 = 6;
 /// Requests in a cycle (D3)
 const REQUESTS_A_CYCLE: u32 = 15;
+/// Requests that the choices before the last leave to it: an answered challenge, and one more
+const REQUESTS_FOR_THE_NEXT: u32 = 3;
 /// Targets in a cycle (D3)
 const TARGETS_A_CYCLE: usize = 8;
 /// How long a cycle may go on starting requests (D3)
@@ -352,6 +354,12 @@ struct Cycle {
     purpose: Purpose,
     /// Which of the registration's choices is tried: the first, or a fallback
     choice: u8,
+    /// A bit for each choice that had its turn
+    visited: u8,
+    /// Whether the first choice is tried while another one is bound: whatever it says, the bound one comes next
+    returns: bool,
+    /// When the next choice has its turn, while this one is silent
+    choice_until: Option<Instant>,
     /// Targets of the choices before it
     tried: usize,
     /// Whether somebody asked for a REGISTER at once (D20): then a target that wants to be left alone is not
@@ -709,7 +717,7 @@ impl Machine {
                     Step::Registering(transaction) => Some(transaction.deadline()),
                     Step::Between => None,
                 };
-                [step, cycle.limit, self.seldom.then_at]
+                [step, cycle.limit, cycle.choice_until, self.seldom.then_at]
                     .into_iter()
                     .flatten()
                     .min()

@@ -108,6 +108,13 @@ impl Machine {
             return;
         };
         match cycle.purpose {
+            // A return that fails, whatever the first choice said, costs nothing of what is bound.
+            Purpose::Register if cycle.returns => {
+                if let Plan::Cycle(cycle) = &mut self.plan {
+                    cycle.failure = Some((failure, exchange));
+                }
+                return self.lead_on(cx);
+            }
             Purpose::Register => {}
             Purpose::Unregister => {
                 let removal = match failure {

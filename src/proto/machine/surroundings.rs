@@ -27,6 +27,9 @@ impl Machine {
                     self.abandon(cx);
                     return self.finish(cx);
                 }
+                if cycle.choice_until.is_some_and(|at| cx.now >= at) {
+                    return self.choice_over(cx);
+                }
                 match &mut cycle.step {
                     Step::Locating { op, until } if cx.now >= *until => {
                         cx.out.push(Output::Cancel(*op));

@@ -129,7 +129,8 @@ pub struct Pool {
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
     lines: HashMap<Box<str>, RegistrationId>,
-    scratch: Vec<Output>,
+    /// Empty lists, to be used again: one for each input that another one leads to
+    scratch: Vec<Vec<Output>>,
 }
 
 /// Whether `message` is a response whose topmost Via has a branch with this agent's tag, or an answer to a STUN
@@ -315,7 +316,7 @@ impl Pool {
 
     /// Feeds one input to one registration; an id that is gone is ignored.
     pub fn handle(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
-        let mut outputs = std::mem::take(&mut self.scratch);
+        let mut outputs = self.scratch.pop().unwrap_or_default();
         if let Some(entry) = self.entry_mut(id) {
             let mut inner = Cx {
                 now: cx.now,
@@ -341,14 +342,13 @@ impl Pool {
             self.settle(cx, id);
         }
         let mut done = None;
-        let mut queue: VecDeque<Output> = outputs.drain(..).collect();
-        self.scratch = outputs;
-        while let Some(output) = queue.pop_front() {
+        for output in outputs.drain(..) {
             match output {
                 Output::Done(removal) => done = Some(removal),
                 other => self.carry_out(cx, id, other),
             }
         }
+        self.scratch.push(outputs);
         if let Some(removal) = done {
             if self.slot_mut(id).is_some_and(|slot| slot.leaving) {
                 self.forget(cx, id);
