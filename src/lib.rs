@@ -162,10 +162,10 @@ pub use agent::{
 };
 pub use config::{
     Algorithm, AuthPolicy, BuildError, Change, ConfigWarning, ContactRewriting, ContactUser,
-    Credentials, CredentialsError, InitialDelay, KeepAlivePolicy, Mechanism, MechanismError,
-    Policy, Redirects, RefreshLead, RefreshPolicy, Registration, RegistrationBuilder, RetryPolicy,
-    Route, Secret, SecurityNegotiation, Timers, TransportConfig, TransportConfigError,
-    UdpKeepAlive,
+    Credentials, CredentialsError, InitialDelay, InstanceId, InstanceIdError, KeepAlivePolicy,
+    Mechanism, MechanismError, Policy, Redirects, RefreshLead, RefreshPolicy, Registration,
+    RegistrationBuilder, RetryPolicy, Route, Secret, SecurityNegotiation, Timers, TransportConfig,
+    TransportConfigError, UdpKeepAlive,
 };
 pub use error::Error;
 pub use proto::{
@@ -174,7 +174,7 @@ pub use proto::{
     Input, KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr,
     OpId, Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
     RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError, Via,
-    Warning,
+    Warning, WayOut,
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;

@@ -70,12 +70,22 @@ pub struct RegistrationBuilder {
     pub(super) supported: Vec<Box<str>>,
     pub(super) require: Vec<Box<str>>,
     pub(super) proxy_require: Vec<Box<str>>,
+    pub(super) instance: Option<InstanceId>,
+    pub(super) outbound: bool,
+    pub(super) further_flows: Vec<RedactedText>,
+    /// That of the flow which is built.
+    pub(super) reg_id: u8,
+    pub(super) gruu: bool,
+    pub(super) gin: bool,
     pub(super) policy: Arc<Policy>,
     pub(super) explicit: Explicit,
 }
 
 /// One attempt has 8 targets (D3): more choices than that are never all tried
 const FALLBACKS: usize = 7;
+
+/// RFC 5626 §4.2.1 wants sets of two proxies, and of four where possible; each flow costs the registrar a binding
+const FLOWS: usize = 8;
 
 /// What a fallback has instead of the first choice
 #[derive(Debug, Clone)]
@@ -236,6 +246,57 @@ impl RegistrationBuilder {
         self
     }
 
+    /// Which device this is: `+sip.instance` of Contact; default none (RFC 5626 §4.1)
+    ///
+    /// The registrar then replaces the binding of an earlier run, and `outbound` and `gruu` need it. It must be the same
+    /// after a restart: see [`InstanceId`].
+    pub fn instance(mut self, instance: InstanceId) -> Self {
+        self.instance = Some(instance);
+        self
+    }
+
+    /// Whether flows are registered as RFC 5626 has it: `reg-id` and `+sip.instance` in Contact, `Supported: path,
+    /// outbound`, keep-alives with answers where the registrar says `Require: outbound`; default `false`; needs
+    /// [`instance`](Self::instance)
+    ///
+    /// `support_outbound` alone only advertises, as the reference does. A 439 is answered with a REGISTER without
+    /// `reg-id`; the wish is kept for the next network.
+    pub const fn outbound(mut self, outbound: bool) -> Self {
+        self.outbound = outbound;
+        self
+    }
+
+    /// Adds a flow through other Route values than `outbound_proxy`, registered beside the first one under the next
+    /// `reg-id`; implies [`outbound`](Self::outbound); default none, at most 7, as `sip:edge2.example.com;lr`
+    ///
+    /// Together with `outbound_proxy` this is the outbound-proxy-set of RFC 5626 §4.2.1: calls arrive while any of the flows
+    /// holds. The others start once the first is registered and the registrar has said `Require: outbound`, or cannot be
+    /// reached; where it does not say so one flow is all there is, since a call would ring once for each. The order must be the
+    /// same after a restart. Proxies at one address share their flow. Not together with `fallback_server` and
+    /// `fallback_proxy`.
+    pub fn further_flow(mut self, routes: impl Into<String>) -> Self {
+        self.outbound = true;
+        self.further_flows.push(RedactedText(routes.into()));
+        self
+    }
+
+    /// Whether GRUUs are asked for, `Supported: gruu`; default `false`; needs [`instance`](Self::instance) (RFC 5627 §4.1)
+    ///
+    /// The public and the newest temporary one come with `Registered` and in `WayOut`.
+    pub const fn gruu(mut self, gruu: bool) -> Self {
+        self.gruu = gruu;
+        self
+    }
+
+    /// Whether one REGISTER binds all numbers of a trunk: `bnc` in a Contact without a user, `gin` in Require and
+    /// Proxy-Require, `Supported: path`; default `false`; not together with `contact_user` (RFC 6140 §5)
+    ///
+    /// Requests to any user that come on its flow belong to it.
+    pub const fn gin(mut self, gin: bool) -> Self {
+        self.gin = gin;
+        self
+    }
+
     /// The wait after a temporary failure; default 60 s, as the policy has it; 0 makes temporary failures fatal ones.
     pub const fn retry_interval(mut self, interval: Duration) -> Self {
         self.explicit.retry_interval = Some(interval);
@@ -334,6 +395,8 @@ impl RegistrationBuilder {
 
     /// Checks everything, in the order of the reference.
     pub fn build(mut self) -> Result<Registration, BuildError> {
+        self.say_extensions()?;
+        let further_flows = self.build_flows()?;
         let fallbacks = std::mem::take(&mut self.fallbacks);
         if fallbacks.len() > FALLBACKS {
             return Err(BuildError::Fallbacks {
@@ -448,6 +511,9 @@ impl RegistrationBuilder {
             require: self.require.into(),
             proxy_require: self.proxy_require.into(),
             fallbacks: built.into(),
+            instance: self.instance,
+            reg_id: if self.outbound { self.reg_id } else { 0 },
+            further_flows,
         };
         let often = Often {
             aor: aor(&client_uri),
@@ -473,6 +539,95 @@ impl RegistrationBuilder {
             often: (often != Often::default()).then(|| Box::new(often)),
             extra: (extra != Extra::default()).then(|| Box::new(extra)),
         })
+    }
+}
+
+impl RegistrationBuilder {
+    /// What outbound, GRUU and GIN say by other options, and what they do not go with.
+    fn say_extensions(&mut self) -> Result<(), BuildError> {
+        let needs = [("outbound", self.outbound), ("gruu", self.gruu)];
+        for (option, _) in needs.into_iter().filter(|(_, on)| *on) {
+            if self.instance.is_none() {
+                return Err(BuildError::WithoutInstance { option });
+            }
+        }
+        let twice = |names: &[&str]| {
+            syntax::split(&self.contact_header_params, ';').any(|param| {
+                let name = param.split('=').next().unwrap_or_default().trim();
+                names.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+            })
+        };
+        if self.instance.is_some() && twice(&["+sip.instance", "reg-id"]) {
+            return Err(BuildError::ContactHeaderParams {
+                value: self.contact_header_params.as_str().into(),
+                rule: "has +sip.instance or reg-id beside the option instance",
+            });
+        }
+        if self.outbound {
+            self.support_outbound = true;
+            self.support_path = true;
+        }
+        let says = |list: &[Box<str>], tag: &str| list.iter().any(|t| t.eq_ignore_ascii_case(tag));
+        if self.gruu && !says(&self.supported, "gruu") {
+            self.supported.push("gruu".into());
+        }
+        if self.gin {
+            if !matches!(&self.contact_user, ContactUser::None)
+                && self.contact_user != ContactUser::default()
+            {
+                return Err(BuildError::GinWithContactUser);
+            }
+            self.contact_user = ContactUser::None;
+            self.support_path = true;
+            for list in [&mut self.require, &mut self.proxy_require] {
+                if !says(list, "gin") {
+                    list.push("gin".into());
+                }
+            }
+            let bnc = |param: &str| param.trim().eq_ignore_ascii_case("bnc");
+            if !syntax::split(&self.contact_uri_params, ';').any(bnc) {
+                let params = self.contact_uri_params.trim_matches(' ');
+                let semicolon = if params.is_empty() { "" } else { ";" };
+                self.contact_uri_params = format!("{params}{semicolon}bnc");
+            }
+        }
+        Ok(())
+    }
+
+    /// The flows beside the first: this same registration through other proxies.
+    fn build_flows(&mut self) -> Result<Box<[Arc<Registration>]>, BuildError> {
+        let routes = std::mem::take(&mut self.further_flows);
+        if routes.len() >= FLOWS {
+            return Err(BuildError::Flows {
+                count: routes.len() + 1,
+                most: FLOWS,
+            });
+        }
+        if !routes.is_empty() && !self.fallbacks.is_empty() {
+            return Err(BuildError::FallbackWithFlows);
+        }
+        let build = |(index, routes): (usize, RedactedText)| {
+            let flow = Self {
+                outbound_proxy: vec![routes],
+                // The numbers start at 1, and the first flow has that one.
+                reg_id: (index + 2) as u8,
+                // The first flow has waited already when this one starts.
+                max_random_initial_delay: Duration::ZERO,
+                ..self.clone()
+            };
+            let built = flow.build().map_err(|source| BuildError::FurtherFlow {
+                index,
+                source: Box::new(source),
+            })?;
+            if built.outbound_proxy().is_empty() {
+                return Err(BuildError::FurtherFlow {
+                    index,
+                    source: Box::new(BuildError::OutboundProxySyntax { index: 0 }),
+                });
+            }
+            Ok(Arc::new(built))
+        };
+        routes.into_iter().enumerate().map(build).collect()
     }
 }
 

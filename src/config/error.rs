@@ -91,6 +91,34 @@ pub enum BuildError {
         /// The limit.
         most: usize,
     },
+    /// An option that needs an instance was switched on without one (RFC 5626 §4.2.1, RFC 5627 §4.1).
+    #[error("{option} is on without an instance")]
+    WithoutInstance {
+        /// The option.
+        option: &'static str,
+    },
+    /// A `further_flow` breaks a rule; the source names it as the `outbound_proxy` it stands for.
+    #[error("further_flow {index}: {source}")]
+    FurtherFlow {
+        /// Which one, counted from 0.
+        index: usize,
+        /// The rule.
+        source: Box<Self>,
+    },
+    /// There are more flows than a registrar should hold bindings for.
+    #[error("{count} flows, and {most} is the most")]
+    Flows {
+        /// How many, with the first.
+        count: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// Flows are all there at once, fallbacks one after the other: it is one or the other.
+    #[error("further_flow together with fallback_server or fallback_proxy")]
+    FallbackWithFlows,
+    /// `gin` binds numbers, so its Contact has no user part (RFC 6140 §5.2).
+    #[error("gin together with contact_user")]
+    GinWithContactUser,
     /// An `outbound_proxy` is no SIP URI; the source says why.
     #[error("outbound_proxy has no sip or sips uri at index {index}")]
     OutboundProxy {

@@ -3,6 +3,7 @@
 mod builder;
 pub(crate) mod credentials;
 mod error;
+mod instance;
 mod keep_alive;
 mod policy;
 mod security;
@@ -15,6 +16,7 @@ pub use builder::RegistrationBuilder;
 use builder::{Explicit, is_transport, realm};
 pub use credentials::{Algorithm, Credentials, CredentialsError, Secret};
 pub use error::{BuildError, ConfigWarning};
+pub use instance::{InstanceId, InstanceIdError};
 pub use keep_alive::{ContactRewriting, KeepAlivePolicy, UdpKeepAlive};
 pub use policy::{
     AuthPolicy, InitialDelay, Policy, Redirects, RefreshLead, RefreshPolicy, RetryPolicy, Timers,
@@ -77,6 +79,11 @@ struct Extra {
     proxy_require: Box<[Box<str>]>,
     /// The same with another registrar or proxy.
     fallbacks: Box<[Arc<Registration>]>,
+    instance: Option<InstanceId>,
+    /// The number of this flow among those of the instance, where outbound is on; never 0.
+    reg_id: u8,
+    /// The same through another proxy, each with its own reg-id.
+    further_flows: Box<[Arc<Registration>]>,
 }
 
 impl Registration {
@@ -110,6 +117,12 @@ impl Registration {
             supported: Vec::new(),
             require: Vec::new(),
             proxy_require: Vec::new(),
+            instance: None,
+            outbound: false,
+            further_flows: Vec::new(),
+            reg_id: 1,
+            gruu: false,
+            gin: false,
             policy: Arc::default(),
             explicit: Explicit::default(),
         }
@@ -215,6 +228,68 @@ impl Registration {
         self.fallbacks()
             .iter()
             .map(|other| (&other.server_uri, other.outbound_proxy()))
+    }
+
+    /// Which device this is, where it was said (`instance`, RFC 5626 §4.1).
+    #[must_use]
+    pub fn instance(&self) -> Option<&InstanceId> {
+        self.extra.as_ref()?.instance.as_ref()
+    }
+
+    /// The number of the flow in Contact, where RFC 5626 is really done (`outbound`); 1 for the first or only one.
+    #[must_use]
+    pub fn reg_id(&self) -> Option<u8> {
+        let extra = self.extra.as_ref()?;
+        (extra.reg_id > 0).then_some(extra.reg_id)
+    }
+
+    /// Whether flows are registered as RFC 5626 has it, not only advertised (`outbound`).
+    #[must_use]
+    pub fn outbound(&self) -> bool {
+        self.reg_id().is_some()
+    }
+
+    /// The flows beside the first one: the same through another proxy, with the reg-ids from 2 on (`further_flow`).
+    #[must_use]
+    pub fn further_flows(&self) -> &[Arc<Self>] {
+        self.extra
+            .as_ref()
+            .map_or(&[], |extra| &extra.further_flows)
+    }
+
+    /// Whether GRUUs are asked for (`gruu`, RFC 5627).
+    #[must_use]
+    pub fn gruu(&self) -> bool {
+        self.supported()
+            .iter()
+            .any(|tag| tag.eq_ignore_ascii_case("gruu"))
+    }
+
+    /// Whether all numbers of a trunk are registered with one REGISTER (`gin`, RFC 6140).
+    #[must_use]
+    pub fn gin(&self) -> bool {
+        self.contact_user == ContactUser::None
+            && self
+                .require()
+                .iter()
+                .any(|tag| tag.eq_ignore_ascii_case("gin"))
+    }
+
+    /// What `+sip.instance` and `reg-id` say, whether by options of their own or by `contact_header_params`.
+    pub(crate) fn named(&self) -> (Option<String>, Option<String>) {
+        let params = self.contact_header_params().unwrap_or_default();
+        let configured = |name: &str| {
+            syntax::split(params, ';')
+                .filter_map(|param| param.split_once('='))
+                .find(|(key, _)| key.trim().eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.trim().trim_matches('"').to_owned())
+        };
+        let instance = self.instance().map(|instance| format!("<{instance}>"));
+        let reg_id = self.reg_id().map(|number| number.to_string());
+        (
+            instance.or_else(|| configured("+sip.instance")),
+            reg_id.or_else(|| configured("reg-id")),
+        )
     }
 
     /// The wait after a temporary failure (`retry_interval`).
@@ -436,7 +511,9 @@ impl Registration {
             && self.line == to.line
             && self.transport() == to.transport()
             && self.outbound_proxy() == to.outbound_proxy()
-            && self.ways().eq(to.ways());
+            && self.ways().eq(to.ways())
+            && self.instance() == to.instance()
+            && self.reg_id() == to.reg_id();
         if !same_binding {
             return Change::Replaces;
         }
@@ -453,11 +530,19 @@ impl Registration {
             && self.supported() == to.supported()
             && self.require() == to.require()
             && self.proxy_require() == to.proxy_require();
-        if same_request {
+        let first = if same_request {
             Change::InPlace
         } else {
             Change::Registers
-        }
+        };
+        // A flow more or less leaves the others alone.
+        let (flows, others) = (self.further_flows(), to.further_flows());
+        let more = (flows.len() != others.len()).then_some(Change::Registers);
+        let further = flows
+            .iter()
+            .zip(others)
+            .map(|(from, to)| from.change_to(to));
+        further.chain(more).fold(first, Change::max)
     }
 }
 
@@ -467,8 +552,8 @@ impl Registration {
 /// |---|---|
 /// | nothing | `Untouched` |
 /// | policy and its options, `outbound_auth`, `endpoint`, `max_random_initial_delay` | `InPlace` |
-/// | `expiration`, `contact_header_params`, `user_agent`, `support_…`, `security_…`, header, allow, supported, require, proxy_require | `Registers` |
-/// | `server_uri`, `client_uri`, `contact_user`, contact_uri_params, `line`, `transport`, `outbound_proxy`, `fallback_…` | `Replaces` |
+/// | `expiration`, `contact_header_params`, `user_agent`, `support_…`, `security_…`, header, allow, supported, require, proxy_require, gruu, how many flows | `Registers` |
+/// | `server_uri`, `client_uri`, `contact_user`, contact_uri_params, `line`, `transport`, `outbound_proxy`, `fallback_…`, instance, outbound, gin, where a further flow goes | `Replaces` |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
     /// Nothing: both are the same.

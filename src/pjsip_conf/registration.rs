@@ -318,7 +318,12 @@ fn refused(error: &BuildError) -> &'static str {
         | BuildError::Jitter { option, .. }
         | BuildError::Interval { option, .. } => option,
         // pjsip.conf has no option for it.
-        BuildError::Fallback { .. } | BuildError::Fallbacks { .. } => "fallback",
+        BuildError::Fallback { .. }
+        | BuildError::Fallbacks { .. }
+        | BuildError::FallbackWithFlows => "fallback",
+        BuildError::WithoutInstance { option } => option,
+        BuildError::FurtherFlow { .. } | BuildError::Flows { .. } => "further_flow",
+        BuildError::GinWithContactUser => "contact_user",
         BuildError::LineWithoutEndpoint => "line",
         BuildError::EndpointWithoutLine { .. } => "endpoint",
         BuildError::Expiration { .. } | BuildError::NoExpires => "expiration",

@@ -112,6 +112,10 @@ pub struct Registered {
     pub temporary_gruu: Option<Box<str>>,
     /// How many other bindings the answer lists
     pub other_bindings: usize,
+    /// Whether the answer says `Require: outbound`: registrar and edge proxies hold the flow (RFC 5626 §4.2.1)
+    pub outbound: bool,
+    /// The `reg-id` it is bound under, where the option `outbound` is on and was not refused
+    pub reg_id: Option<u8>,
     /// The exchange, for a support ticket
     pub exchange: Exchange,
 }
@@ -136,6 +140,8 @@ impl Registered {
             public_gruu: None,
             temporary_gruu: None,
             other_bindings: 0,
+            outbound: false,
+            reg_id: None,
             exchange: Exchange::default(),
         }
     }
@@ -335,6 +341,14 @@ pub enum Event {
     },
     /// Something odd that did not stop us.
     Warning(Warning),
+    /// What happened to one flow of several (RFC 5626), and left the registration as a whole as it was: another one is
+    /// bound, or is still being tried.
+    OfFlow {
+        /// Its `reg-id`; beyond those of the configuration for one that a new configuration has no more
+        reg_id: u8,
+        /// What happened to it
+        event: Box<Self>,
+    },
 }
 
 impl fmt::Display for Event {
@@ -407,6 +421,7 @@ impl fmt::Display for Event {
             } => write!(f, "paused for {}", seconds(*after)),
             Self::Paused { resumes_in: None } => f.write_str("paused"),
             Self::Warning(warning) => write!(f, "warning: {warning}"),
+            Self::OfFlow { reg_id, event } => write!(f, "flow {reg_id}: {event}"),
         }
     }
 }

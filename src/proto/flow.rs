@@ -80,9 +80,18 @@ struct Failed {
     /// In a row
     failures: u32,
     tried_at: Instant,
-    retry_at: Instant,
+    /// What the waits count from, and how much of the longest wait they are
+    since: Instant,
+    share: f64,
     /// How many were told to come back then
     told: usize,
+}
+
+impl Failed {
+    /// When it is tried again by those who have another flow up, or by those who have none.
+    fn retry_at(&self, another_is_up: bool) -> Instant {
+        self.since + backoff(self.failures, another_is_up).mul_f64(self.share)
+    }
 }
 
 /// Which flow is asked for
@@ -95,6 +104,8 @@ pub(crate) struct Wish {
     pub(crate) fresh: bool,
     /// How long making it may take
     pub(crate) within: Duration,
+    /// Whether the registration has another flow that is up (RFC 5626 §4.5)
+    pub(crate) another_is_up: bool,
 }
 
 /// What becomes of a question for a flow
@@ -156,6 +167,7 @@ impl FlowTable {
             prefer,
             fresh,
             within,
+            another_is_up,
         } = wish;
         let known = prefer
             .filter(|flow| self.flows.contains_key(flow))
@@ -178,7 +190,7 @@ impl FlowTable {
             .failed
             .get(&key)
             .is_some_and(|failed| now < failed.tried_at + REST)
-            && let Some(refused) = self.refused(now, entropy, &key)
+            && let Some(refused) = self.refused(now, entropy, &key, another_is_up)
         {
             return Asked::Failed(refused);
         }
@@ -227,6 +239,7 @@ impl FlowTable {
         entropy: &mut Entropy,
         id: FlowId,
         error: &FlowError,
+        another_is_up: impl Fn(RegistrationId) -> bool,
     ) -> Vec<(Asker, Refused)> {
         let Some(Flow {
             key,
@@ -236,29 +249,30 @@ impl FlowTable {
         else {
             return Vec::new();
         };
-        let another_is_up = self.flows.len() > self.opening.len();
         let failed = self.failed.entry(key.clone()).or_insert_with(|| Failed {
             error: error.clone(),
             failures: 0,
             tried_at: now,
-            retry_at: now,
+            since: now,
+            share: 0.0,
             told: 0,
         });
         failed.error = error.clone();
         failed.tried_at = now;
-        if now >= failed.retry_at {
+        if now >= failed.retry_at(false) {
             failed.failures = failed.failures.saturating_add(1);
-            failed.retry_at = now + backoff(failed.failures, another_is_up, entropy);
+            failed.since = now;
+            failed.share = entropy.between(0.5, 1.0);
             failed.told = 0;
         }
         failed.told = failed.told.saturating_add(askers.len());
         if self.failed.len() > self.prune_at {
             self.failed
-                .retain(|_, failed| now < failed.retry_at + BACKOFF_MAX);
+                .retain(|_, failed| now < failed.retry_at(false) + BACKOFF_MAX);
             self.prune_at = self.failed.len().saturating_mul(2).max(PRUNE);
         }
         let told = askers.into_iter().map(|asker| {
-            let refused = self.refused(now, entropy, &key);
+            let refused = self.refused(now, entropy, &key, another_is_up(asker.id));
             let refused = refused.unwrap_or_else(|| Refused {
                 error: error.clone(),
                 retry_in: Duration::ZERO,
@@ -274,9 +288,11 @@ impl FlowTable {
         now: Instant,
         entropy: &mut Entropy,
         key: &FlowKey,
+        another_is_up: bool,
     ) -> Option<Refused> {
         let failed = self.failed.get(key)?;
-        let wait = failed.retry_at.saturating_duration_since(now);
+        let retry_at = failed.retry_at(another_is_up);
+        let wait = retry_at.saturating_duration_since(now);
         Some(Refused {
             error: failed.error.clone(),
             // They wait for the same moment, and come back as the users of a lost flow do (D13).
@@ -501,7 +517,7 @@ impl FlowTable {
     /// The computer slept for `by`: what could not be made before may be tried that much earlier.
     pub(crate) fn age(&mut self, now: Instant, by: Duration) {
         for failed in self.failed.values_mut() {
-            failed.retry_at = failed.retry_at.checked_sub(by).unwrap_or(now);
+            failed.since = failed.since.checked_sub(by).unwrap_or(now);
         }
     }
 
@@ -590,14 +606,13 @@ pub(crate) fn spread(users: usize) -> Duration {
         .min(SPREAD_LONGEST)
 }
 
-/// How long to wait before a flow is tried again after `failures` in a row
+/// The longest wait before a flow is tried again after `failures` in a row; half of it to all is drawn
 ///
-/// Between half and all of `min(1800, base * 2^failures)` seconds, RFC 5626 §4.5. The base is 90 s while another flow
-/// of ours is up, 30 s when none is.
-fn backoff(failures: u32, another_is_up: bool, entropy: &mut Entropy) -> Duration {
+/// `min(1800, base * 2^failures)` seconds, RFC 5626 §4.5. The base is 90 s for a registration with another flow that is
+/// up, 30 s for one with none.
+fn backoff(failures: u32, another_is_up: bool) -> Duration {
     let base = Duration::from_secs(if another_is_up { 90 } else { 30 });
-    let longest = base.saturating_mul(1 << failures.min(6)).min(BACKOFF_MAX);
-    longest.mul_f64(entropy.between(0.5, 1.0))
+    base.saturating_mul(1 << failures.min(6)).min(BACKOFF_MAX)
 }
 
 /// Users of a lost flow spread: this much each, up to the longest (D13)

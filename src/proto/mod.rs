@@ -6,6 +6,7 @@ mod event;
 mod flow;
 mod flow_info;
 mod frame;
+mod group;
 mod guard;
 mod ids;
 mod keep_alive;
@@ -32,7 +33,7 @@ pub use flow_info::{FlowError, FlowInfo, KeepAlive, KeepAliveTerms, Protocol, Ta
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
 pub use locate::TargetOutcome;
-pub use machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
+pub use machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output, WayOut};
 pub use message::scan::{
     Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via,
 };

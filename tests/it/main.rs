@@ -37,6 +37,7 @@ mod rules_flow;
 mod rules_host;
 mod rules_identity;
 mod rules_locate;
+mod rules_outbound;
 mod rules_oversize;
 mod rules_peer;
 mod rules_refresh;

@@ -146,6 +146,7 @@ impl Machine {
                 cycle.outbound &= !outbound;
                 cycle.gruu &= !gruu;
                 if path || outbound || gruu {
+                    self.outbound_refused(outbound);
                     self.send(cx);
                 } else {
                     self.fail(cx, failure, response.retry_after(), exchange);
@@ -160,6 +161,7 @@ impl Machine {
                 && self.registration.support_outbound() =>
             {
                 cycle.outbound = false;
+                self.outbound_refused(true);
                 self.send(cx);
             }
             300..=399 => self.redirect(cx, response, failure, exchange),
@@ -462,16 +464,13 @@ impl Machine {
         let Plan::Cycle(cycle) = &self.plan else {
             return;
         };
-        let params = contact_params(
-            self.registration
-                .contact_header_params()
-                .unwrap_or_default(),
-        );
+        let (instance, reg_id) = self.registration.named();
+        let refused = !cycle.outbound && self.registration.outbound();
         let sent = Sent {
             uri: &cycle.contact_uri,
             line: self.identity.line.as_deref(),
-            instance: params.0.as_deref(),
-            reg_id: params.1.as_deref(),
+            instance: instance.as_deref(),
+            reg_id: reg_id.as_deref().filter(|_| !refused),
         };
         match cycle.purpose {
             Purpose::Register => {
@@ -492,6 +491,7 @@ impl Machine {
                     if zero {
                         self.lease = None;
                         self.may_live = None;
+                        self.forget_bearings();
                     }
                     self.fail(cx, failure, None, exchange);
                     if zero {
@@ -536,7 +536,10 @@ impl Machine {
                         .map(|value| value.into_owned())
                         .collect::<Box<[String]>>()
                 };
+                let outbound = says_outbound(response);
                 let registered = Registered {
+                    outbound,
+                    reg_id: self.registration.reg_id().filter(|_| !refused),
                     refresh_in: until.saturating_duration_since(cx.now),
                     took: cx
                         .now
@@ -580,6 +583,7 @@ impl Machine {
                 let contact = cycle.contact_uri.clone();
                 let stream = cycle.stream(self.lease.as_ref());
                 let replaced = cycle.replaces;
+                self.take_bearings(&registered);
                 if let Some(before) = self.lease.take().filter(|lease| lease.contact != contact) {
                     let stale = &mut self.seldom.change().stale;
                     stale.push((before.contact, before.expires_at));
@@ -641,6 +645,7 @@ impl Machine {
             }
             Purpose::RemoveAll => {
                 self.forget_stale();
+                self.forget_bearings();
                 self.lease = None;
                 self.may_live = None;
                 let paused = match &self.plan {
@@ -740,13 +745,18 @@ impl Machine {
     }
 }
 
+/// Whether registrar and edge proxies do outbound (RFC 5626 §4.2.1)
+fn says_outbound(response: &Response) -> bool {
+    response
+        .option_tags("Require")
+        .iter()
+        .any(|tag| tag.eq_ignore_ascii_case("outbound"))
+}
+
 /// What a 2xx to a REGISTER says of keep-alives (RFC 5626 §4.4, RFC 6223 §4.3)
 fn terms(response: &Response, keep: Option<u32>) -> KeepAliveTerms {
     let flow_timer = response.delta_seconds("Flow-Timer");
-    let outbound = response
-        .option_tags("Require")
-        .iter()
-        .any(|tag| tag.eq_ignore_ascii_case("outbound"));
+    let outbound = says_outbound(response);
     // Both should say the same (RFC 6223 §5); 0 is no interval.
     let interval = flow_timer
         .into_iter()

@@ -239,6 +239,7 @@ impl Machine {
         if let Some(seldom) = self.seldom.there() {
             seldom.min_expires = 0;
             seldom.sole_contact = false;
+            seldom.without_outbound = false;
         }
         // What is sent now may be worth another try of TCP (D23).
         if let Some(lease) = self
@@ -283,7 +284,7 @@ impl Machine {
     }
 
     /// Takes a configuration over without starting anything.
-    pub(super) fn adopt(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
+    pub(crate) fn adopt(&mut self, cx: &mut Out<'_>, to: Arc<Registration>) {
         if self.registration.change_to(&to) == Change::Replaces {
             self.renew(cx, to);
         } else {

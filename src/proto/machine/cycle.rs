@@ -50,7 +50,7 @@ impl Machine {
             contact_uri: "".into(),
             replaces: false,
             path: true,
-            outbound: true,
+            outbound: !self.seldom.without_outbound,
             authenticated: false,
             security_resent: false,
             security_only_verify: false,
@@ -228,6 +228,7 @@ impl Machine {
         if let Some(seldom) = self.seldom.there() {
             seldom.min_expires = 0;
             seldom.sole_contact = false;
+            seldom.without_outbound = false;
             seldom.security_server.clear();
         }
     }
@@ -489,6 +490,7 @@ impl Machine {
                 self.lease.as_ref(),
                 &self.seldom.stale,
                 &cycle.contact_uri,
+                cycle.outbound,
             ),
             _ => Vec::new(),
         };
@@ -670,14 +672,17 @@ fn old_contacts<'a>(
     lease: Option<&'a Lease>,
     stale: &'a [(Box<str>, Instant)],
     uri: &str,
+    outbound: bool,
 ) -> Vec<&'a str> {
     let leased = lease.map(|lease| &*lease.contact);
     let all = leased
         .into_iter()
         .chain(stale.iter().map(|(contact, _)| &**contact));
     let mut old: Vec<&str> = all.filter(|contact| *contact != uri).collect();
-    let params = registration.contact_header_params();
-    if !old.is_empty() && matches!(params.map(contact_params), Some((Some(_), Some(_)))) {
+    if !old.is_empty()
+        && (outbound || registration.reg_id().is_none())
+        && matches!(registration.named(), (Some(_), Some(_)))
+    {
         old.clear();
     }
     old

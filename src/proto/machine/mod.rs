@@ -18,6 +18,9 @@ mod commands;
 mod cycle;
 mod outcome;
 mod surroundings;
+mod way_out;
+
+pub use way_out::WayOut;
 
 use crate::proto::digest::{Reaction, Role, Rules, ServerProof, parse_challenges};
 use crate::proto::event::*;
@@ -489,6 +492,21 @@ struct Seldom {
     /// The fallback that is bound, and since when; 0: the first choice
     choice: u8,
     fell_back: Option<Instant>,
+    /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
+    without_outbound: bool,
+    /// What the last grant said of requests that the host sends
+    bearings: Option<Box<Bearings>>,
+}
+
+/// What a grant says of the way that requests of the host take
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Bearings {
+    /// `Require: outbound` (RFC 5626 §4.2.1)
+    outbound: bool,
+    service_route: Box<[Box<str>]>,
+    associated_uris: Box<[Box<str>]>,
+    public_gruu: Option<Box<str>>,
+    temporary_gruu: Option<Box<str>>,
 }
 
 static NOTHING: Seldom = Seldom {
@@ -502,6 +520,8 @@ static NOTHING: Seldom = Seldom {
     security_server: Vec::new(),
     choice: 0,
     fell_back: None,
+    without_outbound: false,
+    bearings: None,
 };
 
 impl Seldom {
@@ -518,6 +538,8 @@ impl Seldom {
             security_server,
             choice,
             fell_back,
+            without_outbound,
+            bearings,
         } = self;
         then.is_empty()
             && then_at.is_none()
@@ -527,6 +549,8 @@ impl Seldom {
             && security_server.is_empty()
             && *choice == 0
             && fell_back.is_none()
+            && !without_outbound
+            && bearings.is_none()
     }
 }
 
@@ -773,6 +797,11 @@ impl Machine {
             if cycle.insists || cycle.purpose != Purpose::Register)
     }
 
+    /// Whether something is under way.
+    pub(crate) const fn is_busy(&self) -> bool {
+        matches!(self.plan, Plan::Cycle(_))
+    }
+
     /// Whether this waits for the guard's answer to `op`.
     pub(crate) fn guarding(&self, op: OpId) -> bool {
         matches!(&self.plan, Plan::Cycle(cycle)
@@ -841,18 +870,4 @@ impl Machine {
         self.expire(cx);
         self.seldom.tidy();
     }
-}
-
-/// `+sip.instance` (unquoted) and `reg-id` among the configured Contact parameters
-fn contact_params(text: &str) -> (Option<String>, Option<String>) {
-    let value = |name: &str| {
-        text.split(';')
-            .filter_map(|param| param.split_once('='))
-            .find_map(|(key, value)| {
-                key.trim()
-                    .eq_ignore_ascii_case(name)
-                    .then(|| value.trim().trim_matches('"').to_owned())
-            })
-    };
-    (value("+sip.instance"), value("reg-id"))
 }

@@ -6,6 +6,7 @@ impl Machine {
     pub(super) fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
         if removal == Removal::Removed {
             self.forget_stale();
+            self.forget_bearings();
             self.lease = None;
             self.may_live = None;
             self.last_failure = None;

@@ -95,6 +95,7 @@ impl Machine {
             .is_some_and(|lease| cx.now >= lease.expires_at)
         {
             self.lease = None;
+            self.forget_bearings();
             let next_in = match &self.plan {
                 Plan::Waiting { until } => Some(until.saturating_duration_since(cx.now)),
                 Plan::Cycle(cycle) if cycle.purpose == Purpose::Register => Some(Duration::ZERO),
@@ -111,6 +112,9 @@ impl Machine {
     pub(super) fn network_changed(&mut self, cx: &mut Out<'_>, spread: Duration) {
         if let Some(lease) = &mut self.lease {
             lease.flow = None;
+        }
+        if let Some(seldom) = self.seldom.there() {
+            seldom.without_outbound = false;
         }
         let until = cx.now + cx.entropy.up_to(spread);
         match &mut self.plan {

@@ -170,11 +170,10 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     }
     match parts.contact {
         ContactForm::Ours(expires) => {
-            let params = registration.contact_header_params().unwrap_or_default();
-            let semicolon = if params.is_empty() { "" } else { ";" };
             line(format_args!(
-                "Contact: <{}>{semicolon}{params}",
-                parts.contact_uri
+                "Contact: <{}>{}",
+                parts.contact_uri,
+                ContactParams(registration, parts.outbound)
             ));
             for old in parts.old_contacts {
                 line(format_args!("Contact: <{old}>;expires=0"));
@@ -203,6 +202,26 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     line(format_args!("Content-Length:  0"));
     out.put_slice(b"\r\n");
     out.freeze()
+}
+
+/// The parameters after the `>` of Contact, with their `;`: `reg-id` where outbound is done and was not refused, the
+/// instance, and what is configured
+struct ContactParams<'a>(&'a Registration, bool);
+
+impl Display for ContactParams<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(registration, outbound) = self;
+        if let Some(reg_id) = registration.reg_id().filter(|_| *outbound) {
+            write!(f, ";reg-id={reg_id}")?;
+        }
+        if let Some(instance) = registration.instance() {
+            write!(f, ";+sip.instance=\"<{instance}>\"")?;
+        }
+        match registration.contact_header_params() {
+            Some(params) => write!(f, ";{params}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Writes an OPTIONS to the registrar, outside of any dialog, as a keep-alive (RFC 3261 §11.1).

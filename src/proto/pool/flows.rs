@@ -24,12 +24,13 @@ impl Pool {
             prefer,
             fresh,
             within: registration.policy().timers.connect_timeout,
+            another_is_up: self.groups.another_is_up(asker.id),
         };
         match self.flows.ask(cx.now, cx.entropy, asker, wish) {
             Asked::Up(flow, info) => {
                 let (id, op) = (asker.id, asker.op);
                 let (result, retry_in) = (Ok((flow, info)), None);
-                self.handle(
+                self.feed(
                     cx,
                     id,
                     Input::Opened {
@@ -61,7 +62,7 @@ impl Pool {
                 for asker in self.flows.opened(flow, Arc::clone(&info)) {
                     let (id, op) = (asker.id, asker.op);
                     let (result, retry_in) = (Ok((flow, Arc::clone(&info))), None);
-                    self.handle(
+                    self.feed(
                         cx,
                         id,
                         Input::Opened {
@@ -76,7 +77,9 @@ impl Pool {
                 }
             }
             Err(error) => {
-                for (asker, refused) in self.flows.not_made(cx.now, cx.entropy, flow, &error) {
+                let up = |id| self.groups.another_is_up(id);
+                let told = self.flows.not_made(cx.now, cx.entropy, flow, &error, up);
+                for (asker, refused) in told {
                     self.refuse(cx, asker, refused);
                 }
             }
@@ -89,7 +92,7 @@ impl Pool {
             result: Err(refused.error),
             retry_in: Some(refused.retry_in),
         };
-        self.handle(cx, asker.id, input);
+        self.feed(cx, asker.id, input);
     }
 
     /// A flow has ended: everything that rode on it registers again, spread (D13).
@@ -104,7 +107,7 @@ impl Pool {
                 continue;
             };
             let error = error.clone();
-            self.handle(
+            self.feed(
                 cx,
                 id,
                 Input::FlowFailed {

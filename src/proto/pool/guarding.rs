@@ -24,7 +24,7 @@ impl Pool {
             Pass::Never => false,
         };
         let op = asker.op;
-        self.handle(cx, asker.id, Input::Guarded { op, allowed });
+        self.feed(cx, asker.id, Input::Guarded { op, allowed });
     }
 
     pub(super) fn proved(

@@ -29,7 +29,7 @@ impl Pool {
             }
             return;
         };
-        self.handle(cx, id, Input::Response(&response));
+        self.feed(cx, id, Input::Response(&response));
     }
 
     pub(super) fn foreign(&mut self, cx: &mut Out<'_>, received: Received) {
@@ -67,19 +67,21 @@ impl Pool {
         let by_line = line(&address(to)).or_else(|| line(&request_uri));
         let id = by_line.or_else(|| {
             let user = request_uri.as_ref()?.user()?;
-            let mut found = self.ids().filter(|id| {
+            let mut found = self.machines().filter(|id| {
                 self.entry(*id).is_some_and(|entry| {
                     let registration = entry.machine.registration();
                     let on_flow = entry
                         .machine
                         .flow()
                         .and_then(|flow| self.flows.address(flow));
-                    registration.contact_user().as_str() == Some(user)
+                    // A trunk has all numbers (RFC 6140 §5.3).
+                    (registration.contact_user().as_str() == Some(user) || registration.gin())
                         && on_flow.is_some_and(|address| address.ip() == source.ip())
                 })
             });
             found.next().filter(|_| found.next().is_none())
         })?;
+        let id = self.groups.owner(id);
         let endpoint = self.registration(id)?.endpoint().map(Arc::from);
         Some(Match::new(id, endpoint))
     }

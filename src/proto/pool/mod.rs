@@ -1,23 +1,26 @@
 //! All registrations of an agent: slab, deadlines, flows, names, demultiplexing, the in-flight window. Still pure.
 
 mod flows;
+mod groups;
 mod guarding;
 mod inbound;
 mod names;
 mod window;
 
 use flows::flow_key;
+use groups::Groups;
 use names::{Targets, Waiter};
 use window::Window;
 
 use crate::proto::flow::{Asker, FlowTable, spread};
+use crate::proto::group;
 use crate::proto::guard::{Guard, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::locate::{Health, Names, TargetOutcome};
 use crate::proto::machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
 use crate::proto::mapping::Seen;
 use crate::proto::{
-    Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target,
+    Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target, WayOut,
 };
 use crate::{
     Answer, Change, CredentialsQuery, InboundMessage, Match, Query, Received, Registration,
@@ -129,6 +132,7 @@ pub struct Pool {
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
     lines: HashMap<Box<str>, RegistrationId>,
+    groups: Groups,
     /// Empty lists, to be used again: one for each input that another one leads to
     scratch: Vec<Vec<Output>>,
 }
@@ -180,6 +184,7 @@ impl Pool {
             guard: Guard::default(),
             waiting_for_guard: VecDeque::new(),
             lines: HashMap::new(),
+            groups: Groups::default(),
             scratch: Vec::new(),
         }
     }
@@ -215,6 +220,18 @@ impl Pool {
 
     /// Adds a registration and starts it.
     pub fn insert(&mut self, cx: &mut Out<'_>, registration: Arc<Registration>) -> RegistrationId {
+        let further = registration.further_flows().to_vec();
+        let id = self.place(cx, registration);
+        self.count += 1;
+        if !further.is_empty() {
+            self.group(cx, id, further);
+        }
+        self.feed(cx, id, Input::Start);
+        id
+    }
+
+    /// Puts a machine into a free slot; it does nothing yet.
+    fn place(&mut self, cx: &mut Out<'_>, registration: Arc<Registration>) -> RegistrationId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 generation: 0,
@@ -244,8 +261,6 @@ impl Pool {
             window: None,
             guard: None,
         }));
-        self.count += 1;
-        self.handle(cx, id, Input::Start);
         id
     }
 
@@ -273,9 +288,6 @@ impl Pool {
 
     /// Lets a registration with refused credentials try again.
     pub fn retry_credentials(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
-        let Some(entry) = self.entry(id) else { return };
-        let asked = entry.guard.as_ref().map(|guard| guard.asked.clone());
-        self.guard.forgive(&asked.unwrap_or_default());
         self.handle(cx, id, Input::RetryCredentials);
     }
 
@@ -285,9 +297,26 @@ impl Pool {
         self.entry(id).map(|entry| entry.machine.registration())
     }
 
-    /// The state of one registration.
+    /// The state of one registration; of one with several flows what they come to: bound while any is.
     #[must_use]
     pub fn status(&self, id: RegistrationId) -> Option<Status> {
+        match self.groups.of(id) {
+            Some(group) => group::fold(group.ids().filter_map(|id| self.status_of(id))),
+            None => self.status_of(id).filter(|_| self.groups.owner(id) == id),
+        }
+    }
+
+    /// The states of the flows of one registration by their reg-ids; of one without `outbound` there is one, under 1.
+    #[must_use]
+    pub fn flow_statuses(&self, id: RegistrationId) -> Vec<(u8, Status)> {
+        let statuses = self.members(id).into_iter().map(|id| self.status_of(id));
+        (1..)
+            .zip(statuses)
+            .filter_map(|(number, status)| Some((number, status?)))
+            .collect()
+    }
+
+    fn status_of(&self, id: RegistrationId) -> Option<Status> {
         let mut status = self.entry(id)?.machine.status();
         if let Some(lease) = &mut status.lease {
             let info = lease.flow.and_then(|flow| self.flows.info(flow));
@@ -298,6 +327,11 @@ impl Pool {
 
     /// The ids of all registrations, in the order of their slots.
     pub fn ids(&self) -> impl Iterator<Item = RegistrationId> + '_ {
+        self.machines().filter(|id| self.groups.owner(*id) == *id)
+    }
+
+    /// The ids of all machines: a registration has one for each flow.
+    fn machines(&self) -> impl Iterator<Item = RegistrationId> + '_ {
         self.slots
             .iter()
             .enumerate()
@@ -308,14 +342,63 @@ impl Pool {
             })
     }
 
-    /// The flow that a registration is bound to, or is using now.
+    /// The flow that a registration is bound to, or is using now; of several the one that its status names.
     #[must_use]
     pub fn flow(&self, id: RegistrationId) -> Option<FlowId> {
-        self.entry(id).and_then(|entry| entry.machine.flow())
+        let bound = self.status(id)?.lease.and_then(|lease| lease.flow);
+        bound.or_else(|| self.flows_of(id).into_iter().next())
+    }
+
+    /// The flows that a registration is bound to, or is using now, in the order of their reg-ids.
+    #[must_use]
+    pub fn flows_of(&self, id: RegistrationId) -> Vec<FlowId> {
+        let members = self.members(id).into_iter();
+        members
+            .filter_map(|id| self.entry(id)?.machine.flow())
+            .collect()
+    }
+
+    /// How requests of the host go out over the flows that a registration is bound to: the first is the one that its status
+    /// names, the others follow by their reg-ids. Empty while it is not bound, or no flow of it is up.
+    #[must_use]
+    pub fn ways_out(&self, id: RegistrationId) -> Vec<WayOut> {
+        let members = self.members(id).into_iter();
+        let mut ways: Vec<_> = members
+            .filter_map(|id| self.entry(id)?.machine.way_out())
+            .collect();
+        let best = self.flow(id);
+        ways.sort_by_key(|way| Some(way.flow) != best);
+        ways
     }
 
     /// Feeds one input to one registration; an id that is gone is ignored.
     pub fn handle(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
+        if self.groups.of(id).is_some() {
+            return self.command(cx, id, input);
+        }
+        if matches!(input, Input::RetryCredentials) {
+            self.forgive(id);
+        }
+        match input {
+            // A flow more than there were.
+            Input::Reconfigure(to)
+                if !to.further_flows().is_empty() && self.entry(id).is_some() =>
+            {
+                self.group(cx, id, Vec::new());
+                self.command(cx, id, Input::Reconfigure(to));
+            }
+            input => self.feed(cx, id, input),
+        }
+    }
+
+    fn forgive(&mut self, id: RegistrationId) {
+        let Some(entry) = self.entry(id) else { return };
+        let asked = entry.guard.as_ref().map(|guard| guard.asked.clone());
+        self.guard.forgive(&asked.unwrap_or_default());
+    }
+
+    /// Feeds one input to one machine.
+    fn feed(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
         let mut outputs = self.scratch.pop().unwrap_or_default();
         if let Some(entry) = self.entry_mut(id) {
             let mut inner = Cx {
@@ -350,10 +433,7 @@ impl Pool {
         }
         self.scratch.push(outputs);
         if let Some(removal) = done {
-            if self.slot_mut(id).is_some_and(|slot| slot.leaving) {
-                self.forget(cx, id);
-            }
-            cx.out.push(PoolOutput::Done(id, removal));
+            self.done(cx, id, removal);
         }
     }
 
@@ -365,7 +445,13 @@ impl Pool {
         op: OpId,
         secret: Option<Secret>,
     ) {
-        self.handle(cx, id, Input::Credentials { op, secret });
+        let asked = match self.groups.of_mut(id) {
+            Some(group) => group.asked(op),
+            None => Some((id, op)),
+        };
+        if let Some((id, op)) = asked {
+            self.feed(cx, id, Input::Credentials { op, secret });
+        }
     }
 
     /// The host's addresses have changed: every flow is closed, every registration makes its own anew, spread.
@@ -375,10 +461,11 @@ impl Pool {
         cx.out.extend(flows.into_iter().map(PoolOutput::Close));
         self.names.expire();
         self.health.clear();
-        let ids: Vec<_> = self.ids().collect();
+        self.groups.network_changed();
+        let ids: Vec<_> = self.machines().collect();
         let spread = spread(ids.len());
         for id in ids {
-            self.handle(cx, id, Input::NetworkChanged(spread));
+            self.feed(cx, id, Input::NetworkChanged(spread));
         }
     }
 
@@ -391,14 +478,14 @@ impl Pool {
         self.flows.age(cx.now, by);
         self.health.age(cx.now, by);
         self.names.expire();
-        let ids: Vec<_> = self.ids().collect();
+        let ids: Vec<_> = self.machines().collect();
         let falls_due = |id: &RegistrationId| {
             self.entry(*id)
                 .is_some_and(|entry| entry.machine.falls_due(cx.now, by))
         };
         let spread = spread(ids.iter().filter(|id| falls_due(id)).count());
         for id in ids {
-            self.handle(cx, id, Input::ClockJump { by, spread });
+            self.feed(cx, id, Input::ClockJump { by, spread });
         }
     }
 
@@ -435,7 +522,7 @@ impl Pool {
             if let Some(entry) = self.entry_mut(id) {
                 entry.deadline = None;
             }
-            self.handle(cx, id, Input::Timeout);
+            self.feed(cx, id, Input::Timeout);
         }
         self.deadline().is_some_and(|at| at <= cx.now)
     }
@@ -457,7 +544,7 @@ impl Pool {
                         result: Err(FlowError::NoTransport(target.protocol())),
                         retry_in: None,
                     };
-                    return self.handle(cx, id, input);
+                    return self.feed(cx, id, input);
                 }
                 self.open_or_hold(
                     cx,
@@ -470,6 +557,7 @@ impl Pool {
                 );
             }
             Output::Credentials { op, query } => {
+                let (id, op) = self.groups.asks(id, op);
                 cx.out.push(PoolOutput::Credentials { id, op, query })
             }
             Output::Guard { op, credential } => self.guard(cx, Asker { id, op }, credential.into()),
@@ -485,7 +573,7 @@ impl Pool {
                 nat,
                 terms,
             } => self.answered(cx, id, flow, Seen { mapped, nat }, terms),
-            Output::Event(event) => cx.out.push(PoolOutput::Event(id, event)),
+            Output::Event(event) => self.tell(cx, id, event),
             Output::Target { .. } | Output::Done(_) => {}
         }
     }
@@ -558,7 +646,6 @@ impl Pool {
         slot.generation = slot.generation.wrapping_add(1);
         slot.leaving = false;
         self.free.push(id.index);
-        self.count -= 1;
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id.index));
         }

@@ -88,7 +88,7 @@ impl Pool {
             Selection::Failed(error) => Err(error),
         };
         let op = asker.op;
-        self.handle(cx, asker.id, Input::Located { op, result });
+        self.feed(cx, asker.id, Input::Located { op, result });
     }
 
     /// Whether a registration asks for a secure protocol, and what its transport speaks, or all of ours in their order.

@@ -83,7 +83,7 @@ impl Pool {
                 Some(place) => *place = (asker, opening),
                 None => window.queue.push_back((asker, opening)),
             }
-            return self.handle(cx, asker.id, Input::Held(asker.op));
+            return self.feed(cx, asker.id, Input::Held(asker.op));
         }
         if !holds_one {
             window.used += 1;
@@ -161,10 +161,11 @@ impl Pool {
         let key = self
             .registration(asker.id)
             .map(|registration| flow_key(registration, target));
-        let refused = key.and_then(|key| self.flows.refused(cx.now, cx.entropy, &key));
+        let another = self.groups.another_is_up(asker.id);
+        let refused = key.and_then(|key| self.flows.refused(cx.now, cx.entropy, &key, another));
         let retry_in = refused.map(|refused| refused.retry_in);
         let result = Err(FlowError::TargetDown { retry_after });
-        self.handle(
+        self.feed(
             cx,
             asker.id,
             Input::Opened {

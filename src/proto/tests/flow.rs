@@ -43,6 +43,7 @@ impl Script {
             prefer: None,
             fresh: false,
             within: secs(8),
+            another_is_up: false,
         }
     }
 
@@ -79,10 +80,15 @@ impl Script {
     }
 
     fn refuse(&mut self, port: u16) -> Duration {
+        self.refuse_while(port, false)
+    }
+
+    fn refuse_while(&mut self, port: u16, another_is_up: bool) -> Duration {
         let flow = self.make(port);
+        let error = FlowError::Refused;
         let told = self
             .table
-            .not_made(self.now, &mut self.entropy, flow, &FlowError::Refused);
+            .not_made(self.now, &mut self.entropy, flow, &error, |_| another_is_up);
         assert_eq!(told.len(), 1);
         told[0].1.retry_in
     }
@@ -96,9 +102,10 @@ fn one_flow_is_made_for_all_who_ask_and_all_are_told() {
         assert!(matches!(script.ask(Script::wish(5060)), Asked::Waits));
     }
     assert!(matches!(script.ask(Script::wish(5070)), Asked::Make(_)));
+    let error = FlowError::Refused;
     let told = script
         .table
-        .not_made(script.now, &mut script.entropy, flow, &FlowError::Refused);
+        .not_made(script.now, &mut script.entropy, flow, &error, |_| false);
     assert_eq!(told.len(), 10);
     // Those who come right after are told the same, without another try.
     assert!(matches!(script.ask(Script::wish(5060)), Asked::Failed(_)));
@@ -137,8 +144,11 @@ fn d13_a_flow_that_cannot_be_made_waits_longer_and_longer() {
 #[test]
 fn d13_while_another_flow_is_up_the_base_is_ninety_seconds() {
     let mut script = Script::new();
+    // Somebody else's flow is not another one of this registration.
     script.up(5070);
     let wait = script.refuse(5060).as_secs_f64();
+    assert!((30.0..=60.01).contains(&wait), "{wait}");
+    let wait = script.refuse_while(5061, true).as_secs_f64();
     assert!((90.0..=180.01).contains(&wait), "{wait}");
 }
 

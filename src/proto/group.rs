@@ -1,0 +1,437 @@
+//! Several flows of one registration (RFC 5626): whose turn it is, and what they come to together.
+//!
+//! Each flow is a machine of its own, with its own Call-ID and CSeq. To the host they are one registration: it is
+//! registered while any flow holds, and what happens to a flow that changes nothing of that is told as
+//! [`Event::OfFlow`].
+
+use super::event::{Activity, Event, Failure, Removal, Status};
+use super::ids::{OpId, RegistrationId};
+
+/// The flows of one registration
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// In the order of their reg-ids; the first one's id is that of the registration
+    members: Vec<Member>,
+    /// Flows that a new configuration has no more, until their bindings are removed
+    retired: Vec<RegistrationId>,
+    /// Whether all of them are to stop
+    stopping: bool,
+    /// The one that removes all bindings of the address of record
+    empties: Option<RegistrationId>,
+    /// Questions for credentials: as the host knows them, and whose they are
+    asked: Vec<(OpId, RegistrationId, OpId)>,
+    ops: u32,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: RegistrationId,
+    /// Whether it is to be registered; the others wait for their turn
+    on: bool,
+    bound: bool,
+    /// Its flow is up
+    reachable: bool,
+    /// `Require: outbound` stood in the grant
+    outbound: bool,
+    gave_up: bool,
+    /// Its binding is being removed, because it was not its turn any more
+    leaves: bool,
+    /// What became of its binding, since all were asked to stop
+    stopped: Option<Removal>,
+}
+
+impl Member {
+    const fn new(id: RegistrationId, on: bool) -> Self {
+        Self {
+            id,
+            on,
+            bound: false,
+            reachable: false,
+            outbound: false,
+            gave_up: false,
+            leaves: false,
+            stopped: None,
+        }
+    }
+
+    const fn tries(&self) -> bool {
+        self.on && !self.gave_up
+    }
+}
+
+/// What a group wants of one of its machines
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Start(RegistrationId),
+    /// Its binding is removed, for another one is all there is
+    Stop(RegistrationId),
+}
+
+/// What the end of one machine means for the whole
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Nothing
+    Goes,
+    /// It is its turn again
+    Starts,
+    /// It has left the group
+    Left,
+    /// It was the last one of all that were to stop
+    All(Removal),
+}
+
+impl Group {
+    /// The flow that comes first, and those that wait for it.
+    pub(crate) fn new(first: RegistrationId) -> Self {
+        Self {
+            members: vec![Member::new(first, true)],
+            retired: Vec::new(),
+            stopping: false,
+            empties: None,
+            asked: Vec::new(),
+            ops: 0,
+        }
+    }
+
+    /// What the first one is already, where the others come by a new configuration.
+    pub(crate) fn first_is(&mut self, status: &Status, outbound: bool) {
+        if let (Some(member), Some(lease)) = (self.members.first_mut(), &status.lease) {
+            member.bound = true;
+            member.reachable = lease.flow.is_some();
+            member.outbound = outbound;
+        }
+    }
+
+    pub(crate) fn push(&mut self, id: RegistrationId) {
+        self.members.push(Member::new(id, false));
+    }
+
+    /// All of them, in the order of their reg-ids.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = RegistrationId> + '_ {
+        self.members.iter().map(|member| member.id)
+    }
+
+    /// Those that a new configuration has left behind.
+    pub(crate) fn retired(&self) -> &[RegistrationId] {
+        &self.retired
+    }
+
+    /// Those that are to be registered.
+    pub(crate) fn on(&self) -> impl Iterator<Item = RegistrationId> + '_ {
+        let on = self.members.iter().filter(|member| member.on);
+        on.map(|member| member.id)
+    }
+
+    pub(crate) fn is_on(&self, id: RegistrationId) -> bool {
+        self.on().any(|on| on == id)
+    }
+
+    /// The best one to ask the registrar something: bound with its flow up, else any that is to be registered.
+    pub(crate) fn speaker(&self) -> Option<RegistrationId> {
+        let best = self.members.iter().find(|member| member.reachable);
+        let best = best.or_else(|| self.members.iter().find(|member| member.on));
+        best.map(|member| member.id)
+    }
+
+    /// The flows beyond `keep` have no place in a new configuration: their ids.
+    pub(crate) fn retire(&mut self, keep: usize) -> Vec<RegistrationId> {
+        let gone = self.members.split_off(keep.max(1).min(self.members.len()));
+        let ids: Vec<_> = gone.into_iter().map(|member| member.id).collect();
+        self.retired.extend(&ids);
+        ids
+    }
+
+    /// All flows are made anew.
+    pub(crate) fn network_changed(&mut self) {
+        for member in &mut self.members {
+            member.reachable = false;
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
+        for member in &mut self.members {
+            member.stopped = None;
+            member.leaves = false;
+        }
+    }
+
+    /// One of them removes all bindings: when it has, the others hold none.
+    pub(crate) const fn empty(&mut self, by: RegistrationId) {
+        self.empties = Some(by);
+    }
+
+    /// A command that registers: nothing is to stop any more.
+    pub(crate) const fn go_on(&mut self) {
+        self.stopping = false;
+    }
+
+    /// What happened to one of them: what the host is told, and whose turn it is then.
+    pub(crate) fn event(&mut self, id: RegistrationId, event: Event) -> (Event, Vec<Turn>) {
+        let Some(at) = self.members.iter().position(|member| member.id == id) else {
+            // One that has left: it is of the flow it was, and the numbers have gone on without it.
+            let at = self.retired.iter().position(|retired| *retired == id);
+            let reg_id = self.members.len() + 1 + at.unwrap_or_default();
+            return (of_flow(reg_id, event), Vec::new());
+        };
+        let before = self.others(at);
+        let ends = matches!(event, Event::Unregistered(_) | Event::QueryFailed(_));
+        let emptied = self.empties.take_if(|by| ends && *by == id).is_some()
+            && event == Event::Unregistered(Removal::Removed);
+        let member = &mut self.members[at];
+        let mut leads_on = false;
+        let plain = match &event {
+            Event::Registered(granted) | Event::Refreshed(granted) => {
+                member.bound = true;
+                member.reachable = true;
+                member.outbound = granted.outbound;
+                member.gave_up = false;
+                !before.bound
+            }
+            Event::Rejected {
+                failure,
+                lease_left,
+                ..
+            } => {
+                member.bound = lease_left.is_some();
+                member.reachable &= member.bound;
+                leads_on = is_of_the_way(failure);
+                !before.bound
+            }
+            Event::GaveUp {
+                failure,
+                lease_left,
+                ..
+            } => {
+                member.bound = lease_left.is_some();
+                member.reachable &= member.bound;
+                member.gave_up = true;
+                leads_on = is_of_the_way(failure);
+                !before.tries
+            }
+            Event::Expired { .. } => {
+                member.bound = false;
+                member.reachable = false;
+                !before.bound
+            }
+            Event::FlowLost { .. } => {
+                member.reachable = false;
+                !before.reachable
+            }
+            Event::Unregistered(removal) => {
+                if *removal == Removal::Removed {
+                    member.bound = false;
+                    member.reachable = false;
+                }
+                // Told of the whole when the last one has stopped.
+                !before.bound && !self.stopping
+            }
+            Event::Bindings(_) | Event::QueryFailed(_) => true,
+            Event::Scheduled { .. } | Event::Paused { .. } => at == 0,
+            _ => false,
+        };
+        let told = match plain || self.members.len() == 1 {
+            true => event,
+            false => of_flow(at + 1, event),
+        };
+        let turns = match emptied {
+            true => self.all_gone(id),
+            false => self.turns(leads_on),
+        };
+        (told, turns)
+    }
+
+    /// The registrar holds nothing any more: the others are not to believe that it does.
+    fn all_gone(&self, by: RegistrationId) -> Vec<Turn> {
+        let others = self.members.iter().filter(|m| m.on && m.id != by);
+        others.map(|member| Turn::Stop(member.id)).collect()
+    }
+
+    /// A machine has carried out a stop.
+    pub(crate) fn ended(&mut self, id: RegistrationId, removal: Removal) -> Ended {
+        if let Some(at) = self.retired.iter().position(|retired| *retired == id) {
+            self.retired.remove(at);
+            return Ended::Left;
+        }
+        let Some(member) = self.members.iter_mut().find(|member| member.id == id) else {
+            return Ended::Goes;
+        };
+        if !self.stopping {
+            let left = std::mem::take(&mut member.leaves);
+            return match left && member.on {
+                true => Ended::Starts,
+                false => Ended::Goes,
+            };
+        }
+        member.stopped = Some(removal);
+        let removals: Option<Vec<_>> = self.members.iter().map(|m| m.stopped.clone()).collect();
+        match removals.and_then(|removals| removals.into_iter().max_by_key(weight)) {
+            Some(worst) => {
+                self.stopping = false;
+                Ended::All(worst)
+            }
+            None => Ended::Goes,
+        }
+    }
+
+    /// Whose turn it is, where nothing has happened but that there are others now.
+    pub(crate) fn take_turns(&mut self) -> Vec<Turn> {
+        self.turns(false)
+    }
+
+    /// Whose turn it is (RFC 5626 §4.2.1): all, once the registrar has said that it knows flows from one another; one, where
+    /// it does not, for each would ring by itself; the next one, where the way of those before is broken.
+    fn turns(&mut self, leads_on: bool) -> Vec<Turn> {
+        if self.stopping {
+            return Vec::new();
+        }
+        let holds = |member: &Member| member.bound && member.reachable;
+        if self.members.iter().any(|m| m.bound && m.outbound) {
+            return self.start(usize::MAX);
+        }
+        if let Some(sole) = self.members.iter().position(holds) {
+            let others = self.members.iter_mut().enumerate();
+            let others = others.filter(|(at, member)| *at != sole && member.on);
+            return others
+                .map(|(_, member)| {
+                    member.on = false;
+                    member.leaves = true;
+                    Turn::Stop(member.id)
+                })
+                .collect();
+        }
+        let none = !self.members.iter().any(|member| member.on);
+        self.start(usize::from(leads_on || none))
+    }
+
+    fn start(&mut self, most: usize) -> Vec<Turn> {
+        let waiting = self.members.iter_mut().filter(|member| !member.on);
+        waiting
+            .take(most)
+            .filter_map(|member| {
+                member.on = true;
+                member.gave_up = false;
+                // One whose binding is still being removed starts after that.
+                (!member.leaves).then_some(Turn::Start(member.id))
+            })
+            .collect()
+    }
+
+    /// Whether another one than this has its flow up (RFC 5626 §4.5).
+    pub(crate) fn another_is_up(&self, id: RegistrationId) -> bool {
+        self.members
+            .iter()
+            .any(|member| member.id != id && member.reachable)
+    }
+
+    fn others(&self, at: usize) -> Others {
+        let others = self.members.iter().enumerate();
+        let others = others.filter(|(other, _)| *other != at);
+        others.fold(Others::default(), |sum, (_, member)| Others {
+            bound: sum.bound || member.bound,
+            reachable: sum.reachable || member.bound && member.reachable,
+            tries: sum.tries || member.tries(),
+        })
+    }
+
+    // ---- questions for credentials
+
+    /// A question of one of them, under the number that the host gets.
+    pub(crate) fn asks(&mut self, id: RegistrationId, op: OpId) -> OpId {
+        self.asked.retain(|(_, asker, _)| *asker != id);
+        self.ops = self.ops.wrapping_add(1);
+        let known_as = OpId(self.ops);
+        self.asked.push((known_as, id, op));
+        known_as
+    }
+
+    /// Whose question the host has answered.
+    pub(crate) fn asked(&mut self, known_as: OpId) -> Option<(RegistrationId, OpId)> {
+        let at = self.asked.iter().position(|(op, ..)| *op == known_as)?;
+        let (_, id, op) = self.asked.remove(at);
+        Some((id, op))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Others {
+    bound: bool,
+    reachable: bool,
+    tries: bool,
+}
+
+fn of_flow(reg_id: usize, event: Event) -> Event {
+    Event::OfFlow {
+        reg_id: u8::try_from(reg_id).unwrap_or(u8::MAX),
+        event: Box::new(event),
+    }
+}
+
+/// Whether another way may do better: what the registrar itself says, it says on each.
+fn is_of_the_way(failure: &Failure) -> bool {
+    match failure {
+        Failure::Timeout | Failure::Flow(_) | Failure::Resolve(_) | Failure::Budget => true,
+        Failure::Rejected { code, .. } => matches!(code, 408 | 430 | 439 | 502..=504),
+        _ => false,
+    }
+}
+
+/// How bad it is for a binding to be removed so
+const fn weight(removal: &Removal) -> u8 {
+    match removal {
+        Removal::NeverBound => 0,
+        Removal::Removed => 1,
+        Removal::Refused(_) => 2,
+        Removal::Unanswered => 3,
+    }
+}
+
+/// What the states of several flows come to: that of the one whose binding is worth most, while any is bound.
+pub(crate) fn fold(members: impl Iterator<Item = Status>) -> Option<Status> {
+    members.reduce(|one, other| {
+        let activity = busier(one.activity, other.activity);
+        let retries = one.retries.max(other.retries);
+        let best = match worth(&one) >= worth(&other) {
+            true => one,
+            false => other,
+        };
+        Status {
+            activity,
+            retries,
+            ..best
+        }
+    })
+}
+
+/// A binding whose flow is up and that lasts is better than any other; where there is none, a failure says more than none.
+fn worth(status: &Status) -> (bool, Option<std::time::Instant>, bool) {
+    let lease = status.lease.as_ref();
+    (
+        lease.is_some_and(|lease| lease.flow.is_some()),
+        lease.map(|lease| lease.expires_at),
+        lease.is_none() && status.last_failure.is_some(),
+    )
+}
+
+/// What is under way, else what comes first.
+fn busier(one: Activity, other: Activity) -> Activity {
+    let rank = |activity: &Activity| match activity {
+        Activity::Registering => 0,
+        Activity::Unregistering => 1,
+        Activity::Querying => 2,
+        Activity::Waiting { .. } => 3,
+        Activity::Paused => 4,
+        Activity::Idle => 5,
+    };
+    match (one, other) {
+        (Activity::Waiting { until }, Activity::Waiting { until: also }) => Activity::Waiting {
+            until: until.min(also),
+        },
+        (one, other) if rank(&one) <= rank(&other) => one,
+        (_, other) => other,
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/group.rs"]
+mod tests;

@@ -1,0 +1,282 @@
+//! Registrations with several flows: commands go to all of their machines, what these tell is folded into one.
+
+use super::*;
+use crate::proto::group::{Ended, Group, Turn};
+
+/// How long the binding of a flow that is not wanted any more may take to be removed (D21)
+const REMOVAL: Duration = Duration::from_secs(35);
+
+/// The registrations that have several flows; most pools have none
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    by_id: HashMap<RegistrationId, Group>,
+    /// The machines of further flows, and of which registration each is
+    owners: HashMap<RegistrationId, RegistrationId>,
+}
+
+impl Groups {
+    pub(super) fn of(&self, id: RegistrationId) -> Option<&Group> {
+        self.by_id.get(&id)
+    }
+
+    pub(super) fn of_mut(&mut self, id: RegistrationId) -> Option<&mut Group> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// The registration that a machine belongs to.
+    pub(super) fn owner(&self, id: RegistrationId) -> RegistrationId {
+        self.owners.get(&id).copied().unwrap_or(id)
+    }
+
+    fn of_member_mut(&mut self, id: RegistrationId) -> Option<(RegistrationId, &mut Group)> {
+        let owner = self.owner(id);
+        self.by_id.get_mut(&owner).map(|group| (owner, group))
+    }
+
+    /// A question for credentials as the host is to see it.
+    pub(super) fn asks(&mut self, id: RegistrationId, op: OpId) -> (RegistrationId, OpId) {
+        match self.of_member_mut(id) {
+            Some((owner, group)) => (owner, group.asks(id, op)),
+            None => (id, op),
+        }
+    }
+
+    pub(super) fn network_changed(&mut self) {
+        self.by_id.values_mut().for_each(Group::network_changed);
+    }
+
+    /// Whether another flow of the same registration is up (RFC 5626 §4.5).
+    pub(super) fn another_is_up(&self, id: RegistrationId) -> bool {
+        self.of(self.owner(id))
+            .is_some_and(|group| group.another_is_up(id))
+    }
+}
+
+impl Pool {
+    /// Makes a registration that is there one with several flows.
+    pub(super) fn group(
+        &mut self,
+        cx: &mut Out<'_>,
+        id: RegistrationId,
+        further: Vec<Arc<Registration>>,
+    ) {
+        let mut group = Group::new(id);
+        if let Some(entry) = self.entry(id) {
+            group.first_is(&entry.machine.status(), entry.machine.is_outbound());
+        }
+        self.groups.by_id.insert(id, group);
+        for registration in further {
+            self.add_flow(cx, id, registration);
+        }
+    }
+
+    fn add_flow(&mut self, cx: &mut Out<'_>, id: RegistrationId, registration: Arc<Registration>) {
+        let flow = self.place(cx, registration);
+        self.groups.owners.insert(flow, id);
+        if let Some(group) = self.groups.of_mut(id) {
+            group.push(flow);
+        }
+    }
+
+    /// The machines of one registration, in the order of their reg-ids.
+    pub(super) fn members(&self, id: RegistrationId) -> Vec<RegistrationId> {
+        match self.groups.of(id) {
+            Some(group) => group.ids().collect(),
+            None => vec![id],
+        }
+    }
+
+    /// A command to a registration with several flows, or an answer to its first one.
+    pub(super) fn command(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
+        let Some(group) = self.groups.of_mut(id) else {
+            return;
+        };
+        let on: Vec<_> = group.on().collect();
+        match input {
+            Input::Refresh => {
+                group.go_on();
+                for id in on {
+                    self.feed(cx, id, Input::Refresh);
+                }
+            }
+            Input::Reregister => {
+                group.go_on();
+                for id in on {
+                    self.feed(cx, id, Input::Reregister);
+                }
+            }
+            Input::Pause { until, unregister } => {
+                for id in on {
+                    self.feed(cx, id, Input::Pause { until, unregister });
+                }
+            }
+            Input::Resume => {
+                for id in on {
+                    self.feed(cx, id, Input::Resume);
+                }
+            }
+            Input::RetryCredentials => {
+                group.go_on();
+                for id in on {
+                    self.forgive(id);
+                    self.feed(cx, id, Input::RetryCredentials);
+                }
+            }
+            Input::Query => {
+                let speaker = group.speaker().unwrap_or(id);
+                self.feed(cx, speaker, Input::Query);
+            }
+            Input::RemoveAll => {
+                let speaker = group.speaker().unwrap_or(id);
+                group.empty(speaker);
+                self.feed(cx, speaker, Input::RemoveAll);
+            }
+            Input::Stop(within) => {
+                group.stop();
+                for id in self.members(id) {
+                    self.feed(cx, id, Input::Stop(within));
+                }
+            }
+            Input::Reconfigure(to) => self.reconfigure_flows(cx, id, to),
+            Input::NetworkChanged(spread) => {
+                group.network_changed();
+                for id in self.members(id) {
+                    self.feed(cx, id, Input::NetworkChanged(spread));
+                }
+            }
+            Input::ClockJump { by, spread } => {
+                for id in self.members(id) {
+                    self.feed(cx, id, Input::ClockJump { by, spread });
+                }
+            }
+            Input::Credentials { op, secret } => self.credentials(cx, id, op, secret),
+            // What is of one machine comes with that one's id, and this id is the first one's.
+            input @ (Input::Start
+            | Input::Timeout
+            | Input::Response(_)
+            | Input::Located { .. }
+            | Input::Opened { .. }
+            | Input::Held(_)
+            | Input::Guarded { .. }
+            | Input::FlowFailed { .. }) => self.feed(cx, id, input),
+        }
+    }
+
+    /// Flow by flow: those that stay are changed as one alone would be, those that are new wait for their turn, those that
+    /// are no more are removed.
+    fn reconfigure_flows(&mut self, cx: &mut Out<'_>, id: RegistrationId, to: Arc<Registration>) {
+        let further = to.further_flows().to_vec();
+        let Some(group) = self.groups.of_mut(id) else {
+            return;
+        };
+        let gone = group.retire(further.len() + 1);
+        let members: Vec<_> = group
+            .ids()
+            .zip([to].into_iter().chain(further.clone()))
+            .collect();
+        let is_on: Vec<_> = members.iter().map(|(id, _)| group.is_on(*id)).collect();
+        for ((flow, registration), on) in members.iter().zip(is_on) {
+            match on {
+                true => self.feed(cx, *flow, Input::Reconfigure(Arc::clone(registration))),
+                false => self.adopt(cx, *flow, Arc::clone(registration)),
+            }
+        }
+        for registration in further.into_iter().skip(members.len() - 1) {
+            self.add_flow(cx, id, registration);
+        }
+        for flow in gone {
+            self.feed(cx, flow, Input::Stop(REMOVAL));
+        }
+        self.take_turns(cx, id);
+    }
+
+    /// A machine that waits for its turn has a new configuration, and goes on waiting.
+    fn adopt(&mut self, cx: &mut Out<'_>, id: RegistrationId, to: Arc<Registration>) {
+        let busy = self.entry(id).is_some_and(|entry| entry.machine.is_busy());
+        if busy {
+            // Its binding is being removed: it has the configuration then.
+            return self.feed(cx, id, Input::Reconfigure(to));
+        }
+        let Some(entry) = self.entry_mut(id) else {
+            return;
+        };
+        let before = entry.machine.line().map(Box::<str>::from);
+        let mut none = Vec::new();
+        entry.machine.adopt(
+            &mut Cx {
+                now: cx.now,
+                wall: cx.wall,
+                entropy: cx.entropy,
+                out: &mut none,
+            },
+            to,
+        );
+        let after = entry.machine.line().map(Box::<str>::from);
+        if before != after {
+            self.lines.extend(after.map(|line| (line, id)));
+            before.map(|line| self.lines.remove(&line));
+        }
+        self.settle(cx, id);
+    }
+
+    /// What one machine tells is told of its registration.
+    pub(super) fn tell(&mut self, cx: &mut Out<'_>, id: RegistrationId, event: Event) {
+        let Some((owner, group)) = self.groups.of_member_mut(id) else {
+            return cx.out.push(PoolOutput::Event(id, event));
+        };
+        let (told, turns) = group.event(id, event);
+        cx.out.push(PoolOutput::Event(owner, told));
+        self.carry_turns(cx, turns);
+    }
+
+    fn take_turns(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+        let turns = self.groups.of_mut(id).map(Group::take_turns);
+        self.carry_turns(cx, turns.unwrap_or_default());
+    }
+
+    fn carry_turns(&mut self, cx: &mut Out<'_>, turns: Vec<Turn>) {
+        for turn in turns {
+            match turn {
+                Turn::Start(id) => self.feed(cx, id, Input::Start),
+                Turn::Stop(id) => self.feed(cx, id, Input::Stop(REMOVAL)),
+            }
+        }
+    }
+
+    /// A machine has carried out a stop.
+    pub(super) fn done(&mut self, cx: &mut Out<'_>, id: RegistrationId, removal: Removal) {
+        let Some((owner, group)) = self.groups.of_member_mut(id) else {
+            if self.slot_mut(id).is_some_and(|slot| slot.leaving) {
+                self.forget(cx, id);
+                self.count -= 1;
+            }
+            return cx.out.push(PoolOutput::Done(id, removal));
+        };
+        match group.ended(id, removal) {
+            Ended::Goes => {}
+            Ended::Starts => self.feed(cx, id, Input::Start),
+            Ended::Left => {
+                self.groups.owners.remove(&id);
+                self.forget(cx, id);
+            }
+            Ended::All(worst) => {
+                if self.slot_mut(owner).is_some_and(|slot| slot.leaving) {
+                    self.disband(cx, owner);
+                }
+                cx.out.push(PoolOutput::Done(owner, worst));
+            }
+        }
+    }
+
+    /// All flows of a registration have stopped, and it is to be forgotten.
+    fn disband(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+        let Some(group) = self.groups.by_id.remove(&id) else {
+            return;
+        };
+        for flow in group.ids().chain(group.retired().iter().copied()) {
+            self.groups.owners.remove(&flow);
+            self.forget(cx, flow);
+        }
+        self.count -= 1;
+    }
+}
