@@ -272,8 +272,11 @@ impl Core {
     }
 
     pub(super) fn flows_of(&self, id: RegistrationId) -> Vec<Arc<dyn Flow>> {
-        let flow = self.pool.flow(id).and_then(|flow| self.flows.get(&flow));
-        flow.map(|(_, flow)| Arc::clone(flow)).into_iter().collect()
+        let flows = self.pool.flows_of(id).into_iter();
+        flows
+            .filter_map(|flow| self.flows.get(&flow))
+            .map(|(_, flow)| Arc::clone(flow))
+            .collect()
     }
 
     pub(super) fn known(&self, id: RegistrationId) -> Result<(), RegisterError> {

@@ -4,7 +4,7 @@ use super::actor::{Core, Outcome};
 use super::events::{Events, Messages, Told};
 use crate::{
     AgentBuilder, Change, Failure, Flow, FlowError, FlowId, InboundMessage, Input, Match,
-    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status,
+    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status, WayOut,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -131,9 +131,25 @@ impl Agent {
         Messages::new(self.messages.upgrade())
     }
 
-    /// The flows of a registration: what it is bound to, or is using now. Requests sent there reach the registrar.
+    /// The flows of a registration: what it is bound to, or is using now; with several by their reg-ids. Requests sent there
+    /// reach the registrar.
     pub async fn flows(&self, id: RegistrationId) -> Vec<Arc<dyn Flow>> {
         self.ask(move |core| core.flows_of(id))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// How requests of the host go out the way of a registration: flow, Route, Contact, GRUUs, Security-Verify; the best
+    /// first. Empty while it is not bound, or no flow of it is up.
+    pub async fn ways_out(&self, id: RegistrationId) -> Vec<WayOut> {
+        self.ask(move |core| core.pool.ways_out(id))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// The states of the flows of a registration by their reg-ids; of one without `outbound` there is one, under 1.
+    pub async fn flow_statuses(&self, id: RegistrationId) -> Vec<(u8, Status)> {
+        self.ask(move |core| core.pool.flow_statuses(id))
             .await
             .unwrap_or_default()
     }
@@ -303,6 +319,18 @@ impl Registrar for Agent {
         Self::flows(self, id).await
     }
 
+    async fn ways_out(&self, id: RegistrationId) -> Vec<WayOut> {
+        Self::ways_out(self, id).await
+    }
+
+    async fn flow_statuses(&self, id: RegistrationId) -> Vec<(u8, Status)> {
+        Self::flow_statuses(self, id).await
+    }
+
+    async fn reconcile(&self, id: RegistrationId) -> Result<(), RegisterError> {
+        self.input(id, Input::Reconcile).await
+    }
+
     async fn network_changed(&self) {
         let _ = self.ask(Core::network_changed).await;
     }
@@ -431,6 +459,16 @@ impl RegistrationHandle {
     /// The flows it is bound to or is using now.
     pub async fn flows(&self) -> Vec<Arc<dyn Flow>> {
         self.agent.flows(self.id).await
+    }
+
+    /// How requests of the host go out its way, see [`Agent::ways_out`].
+    pub async fn ways_out(&self) -> Vec<WayOut> {
+        self.agent.ways_out(self.id).await
+    }
+
+    /// The states of its flows, see [`Agent::flow_statuses`].
+    pub async fn flow_statuses(&self) -> Vec<(u8, Status)> {
+        self.agent.flow_statuses(self.id).await
     }
 }
 

@@ -109,6 +109,7 @@ impl Meter {
             } => {
                 self.failed(*class, exchange.as_deref());
             }
+            Event::OfFlow { event, .. } => self.event(id, event, now),
             _ => {}
         }
     }

@@ -5,6 +5,7 @@ mod builder;
 mod clock;
 mod events;
 mod handle;
+mod instance;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(not(feature = "metrics"))]

@@ -73,8 +73,9 @@ pub struct RegistrationBuilder {
     pub(super) instance: Option<InstanceId>,
     pub(super) outbound: bool,
     pub(super) further_flows: Vec<RedactedText>,
-    /// That of the flow which is built.
+    /// That of the flow which is built, and how many there are.
     pub(super) reg_id: u8,
+    pub(super) flows: u8,
     pub(super) gruu: bool,
     pub(super) gin: bool,
     pub(super) policy: Arc<Policy>,
@@ -513,6 +514,7 @@ impl RegistrationBuilder {
             fallbacks: built.into(),
             instance: self.instance,
             reg_id: if self.outbound { self.reg_id } else { 0 },
+            flows: if self.outbound { self.flows } else { 0 },
             further_flows,
         };
         let often = Often {
@@ -605,6 +607,9 @@ impl RegistrationBuilder {
         }
         if !routes.is_empty() && !self.fallbacks.is_empty() {
             return Err(BuildError::FallbackWithFlows);
+        }
+        if !routes.is_empty() {
+            self.flows = (routes.len() + 1) as u8;
         }
         let build = |(index, routes): (usize, RedactedText)| {
             let flow = Self {

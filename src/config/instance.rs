@@ -158,12 +158,9 @@ mod tests {
             &format!("urn:imei:{}", "1".repeat(250)),
         ] {
             let error = InstanceId::parse(text).expect_err(text);
-            assert!(
-                error
-                    .to_string()
-                    .starts_with(&format!("{text:?} is no urn")),
-                "{error}"
-            );
+            let shown: String = text.chars().take(MOST).collect();
+            let says = format!("{shown:?} is no urn");
+            assert!(error.to_string().starts_with(&says), "{error}");
         }
     }
 

@@ -82,6 +82,8 @@ struct Extra {
     instance: Option<InstanceId>,
     /// The number of this flow among those of the instance, where outbound is on; never 0.
     reg_id: u8,
+    /// How many flows there are, this one included; 0 without outbound.
+    flows: u8,
     /// The same through another proxy, each with its own reg-id.
     further_flows: Box<[Arc<Registration>]>,
 }
@@ -121,6 +123,7 @@ impl Registration {
             outbound: false,
             further_flows: Vec::new(),
             reg_id: 1,
+            flows: 1,
             gruu: false,
             gin: false,
             policy: Arc::default(),
@@ -255,6 +258,12 @@ impl Registration {
         self.extra
             .as_ref()
             .map_or(&[], |extra| &extra.further_flows)
+    }
+
+    /// How many flows the registration has in all, this one included; none without outbound.
+    pub(crate) fn flow_count(&self) -> Option<u8> {
+        let extra = self.extra.as_ref()?;
+        (extra.flows > 0).then_some(extra.flows)
     }
 
     /// Whether GRUUs are asked for (`gruu`, RFC 5627).

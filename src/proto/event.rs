@@ -157,6 +157,10 @@ pub struct Binding {
     pub expires: Option<u32>,
     /// Whether it is ours
     pub ours: bool,
+    /// Whether this device has left it behind: it has our instance and is none of our flows, or it is a Contact that we
+    /// registered and have replaced since. Without an instance (the option `instance`) what an earlier run left behind
+    /// cannot be told from another device's.
+    pub stale: bool,
 }
 
 impl Binding {
@@ -167,6 +171,7 @@ impl Binding {
             uri: uri.into(),
             expires: None,
             ours: false,
+            stale: false,
         }
     }
 
@@ -181,6 +186,13 @@ impl Binding {
     #[must_use]
     pub const fn with_ours(mut self, ours: bool) -> Self {
         self.ours = ours;
+        self
+    }
+
+    /// Says that this device has left it behind.
+    #[must_use]
+    pub const fn with_stale(mut self, stale: bool) -> Self {
+        self.stale = stale;
         self
     }
 }
@@ -330,9 +342,9 @@ pub enum Event {
     },
     /// The binding was removed on request, or could not be.
     Unregistered(Removal),
-    /// What the registrar listed, on a query.
+    /// What the registrar listed, on a query, or what it has left after a reconciliation.
     Bindings(Box<[Binding]>),
-    /// A query or a removal of all bindings failed.
+    /// A query, a reconciliation or a removal of all bindings failed.
     QueryFailed(Failure),
     /// Paused for maintenance; nothing is sent until resumed.
     Paused {

@@ -45,6 +45,15 @@ pub(crate) struct Sent<'a> {
     pub(crate) reg_id: Option<&'a str>,
 }
 
+/// What this device has beside the Contact that was sent
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Device<'a> {
+    /// How many flows the registration has, whose reg-ids count from 1
+    pub(crate) flows: Option<u8>,
+    /// Contacts that the registrar may still hold (D18)
+    pub(crate) left: &'a [&'a str],
+}
+
 /// Reads the grant of a 2xx to a REGISTER that asked for `requested` seconds.
 pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Grant {
     let listed = list(response);
@@ -86,21 +95,89 @@ pub(crate) fn grant(response: &Response, sent: Sent<'_>, requested: u32) -> Gran
     }
 }
 
-/// The bindings that an answer lists, with ours marked.
-pub(crate) fn bindings(response: &Response, sent: Sent<'_>) -> Box<[Binding]> {
+/// The bindings that an answer lists, with ours marked, and what this device has left behind.
+pub(crate) fn bindings(response: &Response, sent: Sent<'_>, device: Device<'_>) -> Box<[Binding]> {
     let listed = list(response);
-    let ours: Vec<*const Listed> = ours(&listed, sent)
+    let whose = whose(&listed, sent, device);
+    listed
+        .iter()
+        .zip(whose)
+        .map(|(contact, whose)| Binding {
+            uri: contact.text.clone(),
+            expires: contact.expires,
+            ours: whose == Whose::Ours,
+            stale: whose == Whose::Left,
+        })
+        .collect()
+}
+
+/// The Contact values that remove what this device has left behind.
+pub(crate) fn removals(response: &Response, sent: Sent<'_>, device: Device<'_>) -> Vec<Box<str>> {
+    let listed = list(response);
+    let whose = whose(&listed, sent, device);
+    let left = listed.iter().zip(whose);
+    let left = left.filter(|(_, whose)| *whose == Whose::Left);
+    left.filter_map(|(contact, _)| {
+        // What is no URI is nothing that we have registered, and nothing to repeat.
+        let uri = contact.uri.as_ref()?;
+        let mut value = format!("<{uri}>");
+        if let Some(instance) = sent.instance.filter(|_| contact.instance.is_some()) {
+            value.push_str(&format!(";+sip.instance=\"{instance}\""));
+            if let Some(number) = contact
+                .reg_id
+                .as_ref()
+                .and_then(|id| id.parse::<u32>().ok())
+            {
+                value.push_str(&format!(";reg-id={number}"));
+            }
+        }
+        value.push_str(";expires=0");
+        Some(value.into())
+    })
+    .collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    Left,
+    Foreign,
+}
+
+fn whose(listed: &[Listed], sent: Sent<'_>, device: Device<'_>) -> Vec<Whose> {
+    let ours: Vec<*const Listed> = ours(listed, sent)
         .into_iter()
         .map(std::ptr::from_ref)
         .collect();
-    listed
+    let left: Vec<_> = device
+        .left
         .iter()
-        .map(|contact| Binding {
-            uri: contact.text.clone(),
-            expires: contact.expires,
-            ours: ours.contains(&std::ptr::from_ref(contact)),
-        })
-        .collect()
+        .filter_map(|uri| SipUri::parse(uri).ok())
+        .collect();
+    let of_one = |contact: &Listed| {
+        let same = sent.instance.is_some() && contact.instance.as_deref() == sent.instance;
+        let flow = contact.reg_id.as_ref().and_then(|id| id.parse::<u8>().ok());
+        let flows = device.flows.unwrap_or_default();
+        if ours.contains(&std::ptr::from_ref(contact)) {
+            Whose::Ours
+        } else if same {
+            // Another flow of this registration, or of a run that had more of them.
+            match flow {
+                Some(flow) if (1..=flows).contains(&flow) => Whose::Ours,
+                _ => Whose::Left,
+            }
+        } else if contact
+            .uri
+            .as_ref()
+            .is_some_and(|uri| left.iter().any(|one| one.is_equivalent(uri)))
+            && contact.instance.is_none()
+        {
+            Whose::Left
+        } else {
+            Whose::Foreign
+        }
+    };
+    listed.iter().map(of_one).collect()
 }
 
 /// Whether an answer to an un-REGISTER lists our Contact all the same, with time left

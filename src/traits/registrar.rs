@@ -1,6 +1,6 @@
 //! What an application holds, and can mock.
 
-use crate::{Change, Flow, Match, Registration, RegistrationId, Removal, Status};
+use crate::{Change, Flow, Match, Registration, RegistrationId, Removal, Status, WayOut};
 use async_trait::async_trait;
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -69,6 +69,28 @@ pub trait Registrar: Send + Sync + Debug {
     /// None unless implemented.
     async fn flows(&self, _id: RegistrationId) -> Vec<Arc<dyn Flow>> {
         Vec::new()
+    }
+    /// How requests of the host go out the way of a registration: flow, Route, Contact, GRUUs, Security-Verify; the best
+    /// first. Empty while it is not bound, or no flow of it is up.
+    ///
+    /// None unless implemented.
+    async fn ways_out(&self, _id: RegistrationId) -> Vec<WayOut> {
+        Vec::new()
+    }
+    /// The states of the flows of a registration by their reg-ids; of one without `outbound` there is one, under 1.
+    ///
+    /// None unless implemented.
+    async fn flow_statuses(&self, _id: RegistrationId) -> Vec<(u8, Status)> {
+        Vec::new()
+    }
+    /// Asks the registrar for the bindings of the AOR, and removes those that an earlier run of this very device has left
+    /// behind; the answer is [`Event::Bindings`](crate::Event::Bindings), as it is then. What is not known to be ours is
+    /// never touched: see [`Binding::stale`](crate::Binding::stale).
+    ///
+    /// # Errors
+    /// [`RegisterError::Unknown`] unless implemented.
+    async fn reconcile(&self, _id: RegistrationId) -> Result<(), RegisterError> {
+        Err(RegisterError::Unknown)
     }
     /// The host's addresses have changed: every flow is made anew.
     async fn network_changed(&self);

@@ -592,6 +592,71 @@ fn temporary_gruus_are_replaced_and_the_routes_are_those_of_the_last_grant() {
 }
 
 #[test]
+fn a_reconciliation_removes_what_an_earlier_run_left_and_nothing_else() {
+    let mut sim = bound(two("udp").outbound_auth(Credentials::password("alice", "secret")));
+    let listing = |left: bool| {
+        let contact =
+            |user: &str, params: &str| format!("<sip:{user}@192.0.2.1:5060>;{params};expires=60");
+        let ours = format!("+sip.instance=\"<{URN}>\"");
+        let mut reply = Reply::status(200)
+            .header("Contact", &contact("alice", &format!("{ours};reg-id=1")))
+            .header("Contact", &contact("alice", &format!("{ours};reg-id=2")))
+            .header("Contact", "<sip:alice@192.0.2.77:5060>;expires=60");
+        if left {
+            reply = reply
+                .header("Contact", &contact("alice", &format!("{ours};reg-id=4")))
+                .header("Contact", &contact("old", &ours));
+        }
+        reply
+    };
+    sim.input(Input::Reconcile);
+    let query = sim.sent();
+    assert_eq!(query.header("Contact"), None);
+    sim.reply(&query, Reply::challenge("example.com", "abc"));
+    let query = sim.sent();
+    sim.reply(&query, listing(true));
+    let removal = sim.sent();
+    let gone: Vec<_> = removal.headers("Contact").map(|c| c.into_owned()).collect();
+    assert_eq!(
+        gone,
+        [
+            format!("<sip:alice@192.0.2.1:5060>;+sip.instance=\"<{URN}>\";reg-id=4;expires=0"),
+            format!("<sip:old@192.0.2.1:5060>;+sip.instance=\"<{URN}>\";expires=0"),
+        ]
+    );
+    assert_eq!(removal.header("Expires"), None);
+    assert!(
+        removal
+            .header("Authorization")
+            .is_some_and(|a| a.contains("nc=00000002"))
+    );
+    sim.reply(&removal, listing(false));
+    let events = sim.events();
+    let [Event::Bindings(bindings)] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let whose: Vec<_> = bindings.iter().map(|one| (one.ours, one.stale)).collect();
+    assert_eq!(whose, [(true, false), (true, false), (false, false)]);
+    assert_eq!(up(&sim), [true, true]);
+    // Nothing is left: a question, and no more.
+    sim.input(Input::Reconcile);
+    let query = sim.sent();
+    sim.reply(&query, listing(false));
+    assert!(sim.is_silent());
+    // A registrar that refuses the removal has its word told, and the registration goes on.
+    sim.input(Input::Reconcile);
+    let query = sim.sent();
+    sim.reply(&query, listing(true));
+    let removal = sim.sent();
+    sim.reply(&removal, Reply::status(500));
+    assert_matches!(
+        sim.events().last(),
+        Some(Event::QueryFailed(Failure::Rejected { code: 500, .. }))
+    );
+    assert!(sim.deadline().is_some());
+}
+
+#[test]
 fn a_trunk_registers_its_numbers_and_gets_their_calls_by_the_flow() {
     let trunk = Registration::builder("sip:ssp.example.com", "sip:pbx@ssp.example.com")
         .gin(true)

@@ -633,8 +633,25 @@ impl Machine {
                 self.unregistered(cx, Removal::Refused(response.code()));
             }
             Purpose::Unregister => self.unregistered(cx, Removal::Removed),
-            Purpose::Query => {
-                let bindings = lease::bindings(response, sent);
+            Purpose::Query | Purpose::Reconcile => {
+                let left: Vec<&str> = self.seldom.stale.iter().map(|(uri, _)| &**uri).collect();
+                let device = lease::Device {
+                    flows: self.registration.flow_count(),
+                    left: &left,
+                };
+                let bindings = lease::bindings(response, sent, device);
+                let asks = cycle.purpose == Purpose::Reconcile && cycle.left.is_empty();
+                let removals = match asks {
+                    true => lease::removals(response, sent, device),
+                    false => Vec::new(),
+                };
+                if !removals.is_empty() {
+                    if let Plan::Cycle(cycle) = &mut self.plan {
+                        cycle.left = removals;
+                    }
+                    self.sessions.begin_request();
+                    return self.send(cx);
+                }
                 cx.out.push(Output::Event(Event::Bindings(bindings)));
                 self.back(cx);
             }

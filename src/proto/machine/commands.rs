@@ -163,6 +163,7 @@ impl Machine {
                 self.insist();
             }
             Then::Query => self.begin(cx, Purpose::Query, true),
+            Then::Reconcile => self.begin(cx, Purpose::Reconcile, true),
             Then::RemoveAll => self.begin(cx, Purpose::RemoveAll, true),
             Then::Pause { until, unregister } => {
                 if unregister && self.may_live(cx.now) {

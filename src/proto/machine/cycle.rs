@@ -64,6 +64,7 @@ impl Machine {
             before,
             lived: None,
             code: None,
+            left: Vec::new(),
             failure: None,
         }));
         self.relocate(cx);
@@ -339,11 +340,16 @@ impl Machine {
         }
         match result {
             Ok((flow, info)) => {
-                let unregisters = cycle.purpose == Purpose::Unregister;
-                // What is removed is what was bound, whatever this flow would be bound as.
+                // What is removed, or asked about, is what was bound, whatever this flow would be bound as.
                 let bound = self.lease.as_ref().map(|lease| &lease.contact);
-                let bound = bound.or_else(|| self.seldom.stale.last().map(|(contact, _)| contact));
-                cycle.contact_uri = bound.filter(|_| unregisters).cloned().unwrap_or_else(|| {
+                let bound = match cycle.purpose {
+                    Purpose::Register | Purpose::RemoveAll => None,
+                    Purpose::Query | Purpose::Reconcile => bound,
+                    Purpose::Unregister => {
+                        bound.or_else(|| self.seldom.stale.last().map(|(contact, _)| contact))
+                    }
+                };
+                cycle.contact_uri = bound.cloned().unwrap_or_else(|| {
                     let line = self.identity.line.as_deref();
                     write::contact_uri(self.registration.choice(cycle.choice), &info, line).into()
                 });
@@ -469,7 +475,8 @@ impl Machine {
                 ContactForm::Ours(self.registration.expiration().max(self.seldom.min_expires))
             }
             Purpose::Unregister => ContactForm::Ours(0),
-            Purpose::Query => ContactForm::None,
+            Purpose::Reconcile if !cycle.left.is_empty() => ContactForm::Gone,
+            Purpose::Query | Purpose::Reconcile => ContactForm::None,
             Purpose::RemoveAll => ContactForm::Star,
         };
         let choice = self.registration.choice(cycle.choice);
@@ -505,6 +512,7 @@ impl Machine {
             contact,
             contact_uri: &cycle.contact_uri,
             old_contacts: &old,
+            gone: &cycle.left,
             path: cycle.path,
             outbound: cycle.outbound,
             gruu: cycle.gruu,

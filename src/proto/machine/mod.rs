@@ -159,6 +159,8 @@ pub enum Input<'a> {
     Reregister,
     /// REGISTER without Contact
     Query,
+    /// The same, and a REGISTER that removes what this device has left behind, where there is such
+    Reconcile,
     /// `Contact: *`
     RemoveAll,
     /// Sends nothing until then, or until [`Input::Resume`]; with an un-REGISTER first where asked
@@ -320,6 +322,8 @@ enum Purpose {
     Register,
     Unregister,
     Query,
+    /// A query, and what follows from it
+    Reconcile,
     RemoveAll,
 }
 
@@ -335,6 +339,7 @@ enum Then {
     Register,
     Refresh,
     Query,
+    Reconcile,
     RemoveAll,
     Pause {
         until: Option<Instant>,
@@ -406,6 +411,8 @@ struct Cycle {
     lived: Option<Instant>,
     /// The code of the last final answer
     code: Option<u16>,
+    /// Contact values that remove what this device has left behind; none until a reconciliation has found some
+    left: Vec<Box<str>>,
     /// What was reported last, for the event of a cycle that runs out of targets
     failure: Option<(Failure, Option<Box<Exchange>>)>,
 }
@@ -706,7 +713,7 @@ impl Machine {
             Plan::Cycle(cycle) => match cycle.purpose {
                 Purpose::Register => Activity::Registering,
                 Purpose::Unregister => Activity::Unregistering,
-                Purpose::Query | Purpose::RemoveAll => Activity::Querying,
+                Purpose::Query | Purpose::Reconcile | Purpose::RemoveAll => Activity::Querying,
             },
         };
         Status {
@@ -840,6 +847,7 @@ impl Machine {
             Input::Refresh => self.or_after(cx, Then::Refresh),
             Input::Reregister => self.or_after(cx, Then::Reregister),
             Input::Query => self.or_after(cx, Then::Query),
+            Input::Reconcile => self.or_after(cx, Then::Reconcile),
             Input::RemoveAll => self.or_after(cx, Then::RemoveAll),
             Input::Pause { until, unregister } => {
                 self.or_after(cx, Then::Pause { until, unregister })

@@ -127,7 +127,7 @@ impl Machine {
                 };
                 return self.unregistered(cx, removal);
             }
-            Purpose::Query | Purpose::RemoveAll => {
+            Purpose::Query | Purpose::Reconcile | Purpose::RemoveAll => {
                 cx.out.push(Output::Event(Event::QueryFailed(failure)));
                 return self.back(cx);
             }

@@ -127,7 +127,7 @@ impl Machine {
                     self.finish(cx);
                 }
                 // Over a fresh flow, with what is left of its time.
-                Purpose::Unregister | Purpose::Query | Purpose::RemoveAll => {
+                Purpose::Unregister | Purpose::Query | Purpose::Reconcile | Purpose::RemoveAll => {
                     if let Plan::Waiting { until: next } = &mut cycle.before {
                         *next = until;
                     }

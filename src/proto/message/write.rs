@@ -16,6 +16,8 @@ pub(crate) enum ContactForm {
     Star,
     /// None: the answer lists what there is (RFC 3261 §10.2.3)
     None,
+    /// Only those that are to go, each with `expires=0`
+    Gone,
 }
 
 /// What a REGISTER is made of, beside its configuration
@@ -31,6 +33,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) contact_uri: &'a str,
     /// Contacts that this one takes the place of; they go with `expires=0` (D18)
     pub(crate) old_contacts: &'a [&'a str],
+    /// The whole Contact values of [`ContactForm::Gone`]
+    pub(crate) gone: &'a [Box<str>],
     /// Whether `path` and `outbound` may still be offered (false once a 420 or 439 refused them)
     pub(crate) path: bool,
     pub(crate) outbound: bool,
@@ -110,7 +114,10 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
     let registration = parts.registration;
     let policy = registration.policy();
     let (uri, routes) = request_line(registration);
-    let unregisters = matches!(parts.contact, ContactForm::Ours(0) | ContactForm::Star);
+    let unregisters = matches!(
+        parts.contact,
+        ContactForm::Ours(0) | ContactForm::Star | ContactForm::Gone
+    );
     let mut line = |text: std::fmt::Arguments<'_>| {
         // Writing to memory does not fail.
         let _ = out.write_fmt(text);
@@ -188,6 +195,11 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
             line(format_args!("Expires: 0"));
         }
         ContactForm::None => {}
+        ContactForm::Gone => {
+            for value in parts.gone {
+                line(format_args!("Contact: {value}"));
+            }
+        }
     }
     if let Some(methods) = registration.allow().filter(|_| !unregisters) {
         line(format_args!("Allow: {methods}"));

@@ -126,6 +126,10 @@ impl Pool {
                 let speaker = group.speaker().unwrap_or(id);
                 self.feed(cx, speaker, Input::Query);
             }
+            Input::Reconcile => {
+                let speaker = group.speaker().unwrap_or(id);
+                self.feed(cx, speaker, Input::Reconcile);
+            }
             Input::RemoveAll => {
                 let speaker = group.speaker().unwrap_or(id);
                 group.empty(speaker);
@@ -260,6 +264,10 @@ impl Pool {
                 self.forget(cx, id);
             }
             Ended::All(worst) => {
+                if worst != Removal::NeverBound && group.ids().count() > 1 {
+                    let told = Event::Unregistered(worst.clone());
+                    cx.out.push(PoolOutput::Event(owner, told));
+                }
                 if self.slot_mut(owner).is_some_and(|slot| slot.leaving) {
                     self.disband(cx, owner);
                 }

@@ -154,12 +154,62 @@ fn without_an_expires_header_an_hour_is_assumed() {
     assert_eq!(grant(&answer(""), sent(SENT), u32::MAX).seconds, 3600);
 }
 
+/// A registration without flows, and with nothing left behind
+const ALONE: Device<'_> = Device {
+    flows: None,
+    left: &[],
+};
+
 #[test]
 fn a_listing_marks_what_is_ours() {
     let listed = bindings(
         &answer("Contact: <sip:bob@192.0.2.1>;expires=5, <sip:alice@192.0.2.1:5060>;expires=9\r\n"),
         sent(SENT),
+        ALONE,
     );
     let ours: Vec<_> = listed.iter().map(|one| (one.ours, one.expires)).collect();
     assert_eq!(ours, [(false, Some(5)), (true, Some(9))]);
+}
+
+#[test]
+fn what_this_device_has_left_behind_is_told_from_what_is_anothers() {
+    let all = answer(concat!(
+        "Contact: <sip:alice@192.0.2.1:5060>;+sip.instance=\"<urn:us>\";reg-id=1;expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.1:5062>;+sip.instance=\"<urn:us>\";reg-id=2;expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.1:5064>;+sip.instance=\"<urn:us>\";reg-id=3;expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.1:5066>;+sip.instance=\"<urn:us>\";expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.7:5060>;+sip.instance=\"<urn:other>\";reg-id=3;expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.1:7000>;expires=9\r\n",
+        "Contact: <sip:alice@192.0.2.1:7002>;+sip.instance=\"<urn:other>\";expires=9\r\n",
+        "Contact: <tel:+15551234>;+sip.instance=\"<urn:us>\";expires=9\r\n",
+    ));
+    let us = Sent {
+        instance: Some("<urn:us>"),
+        reg_id: Some("1"),
+        ..sent(SENT)
+    };
+    let device = Device {
+        flows: Some(2),
+        left: &["sip:alice@192.0.2.1:7000", "sip:alice@192.0.2.1:7002"],
+    };
+    let listed = bindings(&all, us, device);
+    let whose: Vec<_> = listed.iter().map(|one| (one.ours, one.stale)).collect();
+    let (ours, left, foreign) = ((true, false), (false, true), (false, false));
+    assert_eq!(
+        whose,
+        [ours, ours, left, left, foreign, left, foreign, left]
+    );
+    assert_eq!(
+        removals(&all, us, device),
+        [
+            "<sip:alice@192.0.2.1:5064>;+sip.instance=\"<urn:us>\";reg-id=3;expires=0",
+            "<sip:alice@192.0.2.1:5066>;+sip.instance=\"<urn:us>\";expires=0",
+            "<sip:alice@192.0.2.1:7000>;expires=0",
+        ]
+        .map(Box::<str>::from)
+    );
+    // Who has no instance knows nothing of earlier runs.
+    let listed = bindings(&all, sent(SENT), ALONE);
+    assert!(listed.iter().all(|one| !one.stale));
+    assert_eq!(removals(&all, sent(SENT), ALONE), []);
 }
