@@ -360,6 +360,47 @@ fn f07_without_expires_at_the_contact_the_header_counts_and_then_what_was_asked_
     }
 }
 
+/// pjproject#5146, #5154: after 439 First Hop Lacks Outbound Support it never registered again.
+#[test]
+fn f08_439_is_answered_without_reg_id_and_the_wish_is_kept_for_the_next_network() {
+    let urn = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
+    let instance = InstanceId::parse(urn).expect("a urn");
+    let device = account()
+        .instance(instance)
+        .outbound(true)
+        .policy(punctual());
+    let asks = |request: &SentRequest| {
+        assert!(header(request, "Contact").contains(urn));
+        let supported = request
+            .option_tags("Supported")
+            .contains(&"outbound".into());
+        assert_eq!(header(request, "Contact").contains(";reg-id=1"), supported);
+        supported
+    };
+    let outbound = || Reply::granted(3600).header("Require", "outbound");
+    let mut sim = Sim::new(built(device));
+    let first = sim.sent();
+    assert!(asks(&first));
+    sim.reply(&first, Reply::status(439));
+    let second = sim.sent();
+    assert!(!asks(&second));
+    sim.reply(&second, Reply::granted(3600));
+    let lease = granted(&mut sim);
+    assert_eq!((lease.reg_id, lease.outbound), (None, false));
+
+    // This edge has been asked, the next one has not.
+    let refresh = next(&mut sim);
+    assert!(!asks(&refresh));
+    sim.reply(&refresh, Reply::granted(3600));
+    sim.with(|pool, cx| pool.network_changed(cx));
+    let anew = next(&mut sim);
+    assert!(asks(&anew));
+    sim.events();
+    sim.reply(&anew, outbound());
+    let lease = granted(&mut sim);
+    assert_eq!((lease.reg_id, lease.outbound), (Some(1), true));
+}
+
 /// JsSIP#105, #851, pjproject#1031, #4038, opensips#3910: the Min-Expires of a 423 was ignored, or the same value was
 /// sent again, or only at the next interval.
 #[test]
@@ -1083,6 +1124,49 @@ fn f41_the_contact_user_is_written_exactly_as_configured() {
             "{wrong:?}"
         );
     }
+}
+
+/// baresip#916, #1008, #1083: one account, several servers in the order of priority, and no way to say so.
+#[test]
+fn f45_several_registrars_or_proxies_serve_one_account_in_series_or_at_once() {
+    // In series: the next one while the first is silent, and the first again when it is back.
+    let series = at("sip:192.0.2.9")
+        .fallback_server("sip:192.0.2.8")
+        .policy(punctual());
+    let mut sim = Sim::new(built(series));
+    let first = sim.sent();
+    let place = |request: &SentRequest| request.target().address().ip().to_string();
+    assert_eq!(place(&first), "192.0.2.9");
+    sim.advance(secs(32));
+    let second = sim.all_sent().pop().expect("the next choice");
+    assert_eq!(place(&second), "192.0.2.8");
+    sim.reply(&second, Reply::granted(600));
+    granted(&mut sim);
+    let back = next(&mut sim);
+    assert_eq!(place(&back), "192.0.2.9");
+    sim.reply(&back, Reply::granted(600));
+    assert!(sim.status().is_reachable());
+
+    // At once: bound through both, reachable while one holds.
+    let parallel = at("sip:example.com")
+        .instance(InstanceId::from_random([7; 16]))
+        .outbound_proxy("sip:192.0.2.9;lr;transport=tcp")
+        .further_flow("sip:192.0.2.8;lr;transport=tcp")
+        .policy(punctual());
+    let mut sim = Sim::new(built(parallel));
+    for expected in ["192.0.2.9", "192.0.2.8"] {
+        let register = sim.sent();
+        assert_eq!(place(&register), expected);
+        sim.reply(&register, Reply::granted(600).header("Require", "outbound"));
+    }
+    sim.events();
+    let one = sim.pool().flows_of(sim.id());
+    assert_eq!(one.len(), 2);
+    sim.fail_flow(one[0], FlowError::Closed);
+    assert!(sim.status().is_reachable());
+    assert_eq!(sim.pool().flow(sim.id()), Some(one[1]));
+    sim.fail_flow(one[1], FlowError::Closed);
+    assert!(!sim.status().is_reachable());
 }
 
 /// SIP.js#902, sipsorcery#490: the margin of a refresh could not be configured.

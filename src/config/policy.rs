@@ -64,11 +64,13 @@ pub struct Policy {
     /// How flows are kept alive (D14).
     pub keep_alive: KeepAlivePolicy,
     /// Whether a registration with `support_outbound` whose flow cannot be made waits by RFC 5626 §4.5 instead of
-    /// `retry_interval`; default `true`, `asterisk()` `false` (D13)
+    /// `retry_interval`; with the option `outbound` also one whose REGISTER nobody answers; default `true`, `asterisk()`
+    /// `false` (D13)
     ///
-    /// The first time 30–60 s, or 90–180 s while another flow of the agent is up, then twice as long up to 1800 s, half to
-    /// all of it. `max_retries` counts such attempts as others; `retry_interval` 0 ends the registration as ever. Without
-    /// `support_outbound`, and for all other failures, `retry_interval` holds.
+    /// The first time 30–60 s, or 90–180 s while another flow of the registration is up, then twice as long up to 1800 s,
+    /// half to all of it. `max_retries` counts such attempts as others, but not while another flow is up: one flow of several
+    /// is tried without end. `retry_interval` 0 ends the registration as ever. Without `support_outbound`, and for all other
+    /// failures, `retry_interval` holds.
     pub flow_recovery: bool,
     /// Whether the Contact takes the address that the registrar sees; default [`ContactRewriting::Off`] (F30).
     pub contact_rewriting: ContactRewriting,

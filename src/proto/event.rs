@@ -48,6 +48,17 @@ pub enum Failure {
     },
 }
 
+impl Failure {
+    /// Whether another way to the same registrar may do better: what the registrar itself says, it says on each.
+    pub(crate) const fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Flow(_) | Self::Resolve(_) | Self::Budget => true,
+            Self::Rejected { code, .. } => matches!(code, 408 | 430 | 439 | 502..=504),
+            _ => false,
+        }
+    }
+}
+
 /// What a support ticket needs of one exchange
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]

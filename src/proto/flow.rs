@@ -610,7 +610,7 @@ pub(crate) fn spread(users: usize) -> Duration {
 ///
 /// `min(1800, base * 2^failures)` seconds, RFC 5626 §4.5. The base is 90 s for a registration with another flow that is
 /// up, 30 s for one with none.
-fn backoff(failures: u32, another_is_up: bool) -> Duration {
+pub(crate) fn backoff(failures: u32, another_is_up: bool) -> Duration {
     let base = Duration::from_secs(if another_is_up { 90 } else { 30 });
     base.saturating_mul(1 << failures.min(6)).min(BACKOFF_MAX)
 }

@@ -4,7 +4,7 @@
 //! registered while any flow holds, and what happens to a flow that changes nothing of that is told as
 //! [`Event::OfFlow`].
 
-use super::event::{Activity, Event, Failure, Removal, Status};
+use super::event::{Activity, Event, Removal, Status};
 use super::ids::{OpId, RegistrationId};
 
 /// The flows of one registration
@@ -195,7 +195,7 @@ impl Group {
             } => {
                 member.bound = lease_left.is_some();
                 member.reachable &= member.bound;
-                leads_on = is_of_the_way(failure);
+                leads_on = failure.is_of_the_way();
                 !before.bound
             }
             Event::GaveUp {
@@ -206,7 +206,7 @@ impl Group {
                 member.bound = lease_left.is_some();
                 member.reachable &= member.bound;
                 member.gave_up = true;
-                leads_on = is_of_the_way(failure);
+                leads_on = failure.is_of_the_way();
                 !before.tries
             }
             Event::Expired { .. } => {
@@ -364,15 +364,6 @@ fn of_flow(reg_id: usize, event: Event) -> Event {
     Event::OfFlow {
         reg_id: u8::try_from(reg_id).unwrap_or(u8::MAX),
         event: Box::new(event),
-    }
-}
-
-/// Whether another way may do better: what the registrar itself says, it says on each.
-fn is_of_the_way(failure: &Failure) -> bool {
-    match failure {
-        Failure::Timeout | Failure::Flow(_) | Failure::Resolve(_) | Failure::Budget => true,
-        Failure::Rejected { code, .. } => matches!(code, 408 | 430 | 439 | 502..=504),
-        _ => false,
     }
 }
 

@@ -222,37 +222,6 @@ fn without_outbound_at_the_registrar_the_other_edge_takes_over_alone() {
 }
 
 #[test]
-fn f08_439_is_answered_without_reg_id_and_the_wish_is_kept_for_the_next_network() {
-    let mut sim = sim(account());
-    let contact = |request: &SentRequest| request.header("Contact").map(|c| c.into_owned());
-    let has_reg_id = |request: &SentRequest| contact(request).is_some_and(|c| c.contains("reg-id"));
-    let first = sim.sent();
-    assert!(has_reg_id(&first));
-    sim.reply(&first, Reply::status(439));
-    let second = sim.sent();
-    assert!(!has_reg_id(&second), "{:?}", contact(&second));
-    assert!(contact(&second).is_some_and(|c| c.contains(URN)));
-    assert_eq!(second.option_tags("Supported"), ["path"]);
-    sim.reply(&second, Reply::granted(HOUR));
-    assert_matches!(&sim.events()[..], [Event::Registered(r)] if r.reg_id.is_none() && !r.outbound);
-
-    // This edge has been asked.
-    sim.advance(secs(3300));
-    let refresh = sim.sent();
-    assert!(!has_reg_id(&refresh));
-    sim.reply(&refresh, Reply::granted(HOUR));
-    // The next one has not.
-    sim.input(Input::NetworkChanged(Duration::ZERO));
-    while sim.is_silent() {
-        sim.advance(sim.deadline().expect("it registers again"));
-    }
-    let anew = sim.sent();
-    assert!(has_reg_id(&anew));
-    sim.reply(&anew, granted());
-    assert_matches!(sim.events().last(), Some(Event::Refreshed(r)) if r.reg_id == Some(1) && r.outbound);
-}
-
-#[test]
 fn two_edges_without_outbound_are_one_registration_without_reg_id() {
     let mut sim = sim(two("udp"));
     let mut seen = Vec::new();
@@ -309,6 +278,82 @@ fn a_lost_flow_comes_back_by_rfc_5626_while_the_other_holds() {
             .all(|event| matches!(event, Event::OfFlow { reg_id: 1, .. })),
         "{events:?}"
     );
+}
+
+#[test]
+fn one_flow_of_several_is_tried_without_end_while_another_holds() {
+    for transport in ["udp", "tcp"] {
+        let mut sim = sim(two(transport));
+        let (mut tries, mut last) = (0, Duration::ZERO);
+        // The second edge is silent for a day: more failures than max_retries.
+        run(&mut sim, secs(86_400), |at, request| {
+            if edge(request) == 1 {
+                return Some(granted());
+            }
+            if at > last + secs(40) {
+                tries += 1;
+                last = at;
+            }
+            None
+        });
+        // Half to all of 1800 s and timer F, once the wait is that long.
+        assert!((48..=110).contains(&tries), "{transport}: {tries}");
+        let second = sim.pool().flow_statuses(sim.id());
+        let Some((
+            2,
+            Status {
+                activity: Activity::Waiting { .. },
+                retries: 0,
+                ..
+            },
+        )) = second.get(1)
+        else {
+            panic!("{second:?}");
+        };
+        let events = sim.events();
+        assert!(
+            !events
+                .iter()
+                .any(|event| matches!(event, Event::GaveUp { .. }))
+        );
+        run(&mut sim, secs(1900), |_, _| Some(granted()));
+        assert_eq!(up(&sim), [true, true]);
+    }
+}
+
+#[test]
+fn while_no_flow_holds_max_retries_counts_as_ever() {
+    let mut sim = sim(two("udp").max_retries(2));
+    let mut tries = Vec::new();
+    run(&mut sim, secs(3600), |at, request| {
+        let call = (edge(request), request.cseq().map(|(number, _)| number));
+        if !tries.iter().any(|(_, seen)| *seen == call) {
+            tries.push((at, call));
+        }
+        None
+    });
+    let of = |edge: u8| tries.iter().filter(|(_, (of, _))| *of == edge).count();
+    assert_eq!((of(1), of(2)), (3, 3));
+    // The second one begins when the first has failed; then each waits 30 s, doubled, half to all of it.
+    let first: Vec<_> = tries
+        .iter()
+        .filter(|(_, (of, _))| *of == 1)
+        .map(|(at, _)| *at)
+        .collect();
+    let waits: Vec<_> = first
+        .windows(2)
+        .map(|pair| pair[1] - pair[0] - secs(32))
+        .collect();
+    assert!((secs(30)..=secs(60)).contains(&waits[0]), "{waits:?}");
+    assert!((secs(60)..=secs(120)).contains(&waits[1]), "{waits:?}");
+    let events = sim.events();
+    let ends: Vec<_> = events
+        .iter()
+        .filter(|event| matches!(event, Event::GaveUp { .. }))
+        .collect();
+    assert_eq!(ends.len(), 1, "told once, by the last of them: {events:?}");
+    assert_eq!(sim.status().activity, Activity::Idle);
+    assert_eq!(sim.deadline(), None);
 }
 
 #[test]

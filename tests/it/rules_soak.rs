@@ -13,7 +13,20 @@ fn account(n: u64, policy: Policy) -> Registration {
         1 => "sip:192.0.2.8;transport=tcp",
         _ => "sip:example.com",
     };
-    Registration::builder(server, format!("sip:u{n}@example.com").as_str())
+    let mut builder = Registration::builder(server, format!("sip:u{n}@example.com").as_str());
+    if n % 5 == 4 {
+        builder = builder
+            .instance(InstanceId::from_random([n as u8; 16]))
+            .gruu(true);
+        for flow in 0..n % 3 {
+            let transport = if n % 2 == 0 { "udp" } else { "tcp" };
+            builder = builder.further_flow(format!(
+                "sip:192.0.2.{};lr;transport={transport}",
+                20 + flow
+            ));
+        }
+    }
+    builder
         .outbound_auth(Credentials::password(format!("u{}", n % 5), "secret"))
         .max_random_initial_delay(Duration::from_secs(n % 7))
         .line(true)
@@ -29,7 +42,13 @@ fn reply(random: &mut Entropy) -> Reply {
     let code = 300 + random.below(400) as u16;
     match random.below(12) {
         0 => Reply::status(100),
-        1..=3 => Reply::granted([0, 1, 9, 60, 3600, u32::MAX][random.below(6) as usize]),
+        1..=3 => {
+            let granted = Reply::granted([0, 1, 9, 60, 3600, u32::MAX][random.below(6) as usize]);
+            match random.below(2) {
+                0 => granted,
+                _ => granted.header("Require", "outbound"),
+            }
+        }
         4 | 5 => Reply::status(401).header("WWW-Authenticate", &challenge("")),
         6 => Reply::status(401).header("WWW-Authenticate", &challenge(", stale=true")),
         7 => Reply::status(407).header("Proxy-Authenticate", &challenge("")),
@@ -54,7 +73,7 @@ fn soak(seed: u8, steps: u32) {
     for step in 0..steps {
         let ids: Vec<_> = sim.pool().ids().collect();
         let id = ids.get(random.below(ids.len() as u64) as usize).copied();
-        match (random.below(40), id) {
+        match (random.below(43), id) {
             (0 | 1, _) | (_, None) if ids.len() < 40 => {
                 let profile = policy(&mut random);
                 let new = account(random.below(1000), profile);
@@ -88,6 +107,12 @@ fn soak(seed: u8, steps: u32) {
             (12, _) => sim.refuse_next_open(FlowError::Refused),
             (13, Some(id)) => sim.with(|pool, cx| pool.retry_credentials(cx, id)),
             (14..=18, _) => sim.advance(Duration::from_millis(random.below(20_000))),
+            (40, Some(id)) => sim.with(|pool, cx| pool.handle(cx, id, Input::RemoveAll)),
+            (41, Some(id)) => sim.with(|pool, cx| pool.handle(cx, id, Input::Reconcile)),
+            (42, Some(id)) => {
+                let within = Duration::from_secs(random.below(40));
+                sim.with(|pool, cx| pool.handle(cx, id, Input::Stop(within)));
+            }
             (19, _) => {
                 // Answers with bytes flipped.
                 if let Some(request) = open.front() {
@@ -122,6 +147,40 @@ fn soak(seed: u8, steps: u32) {
                 assert!(sim.deadline().is_some(), "{seed}, {step}: {status:?}");
             }
         }
+    }
+    // Where everybody is well again, a command brings each back, and it stays.
+    sim.advance(Duration::from_secs(700));
+    sim.all_sent();
+    for id in sim.pool().ids().collect::<Vec<_>>() {
+        sim.with(|pool, cx| {
+            pool.retry_credentials(cx, id);
+            pool.handle(cx, id, Input::Resume);
+            pool.handle(cx, id, Input::Refresh);
+        });
+    }
+    sim.answer_keep_alives(Some(SocketAddr::from(([192, 0, 2, 1], 5060))));
+    let end = sim.elapsed() + Duration::from_secs(2 * 3600);
+    while sim.elapsed() < end {
+        while !sim.is_silent() {
+            let request = sim.sent();
+            // What is refused in the last second of its patience is asked again by the next command only.
+            let removed = request.delta_seconds("Expires") == Some(0);
+            sim.reply(
+                &request,
+                if removed {
+                    Reply::status(200)
+                } else {
+                    Reply::granted(3600)
+                },
+            );
+        }
+        let step = sim.deadline().unwrap_or(Duration::from_secs(60));
+        sim.advance(step.clamp(Duration::from_millis(1), Duration::from_secs(60)));
+    }
+    for id in sim.pool().ids().collect::<Vec<_>>() {
+        let flows = sim.pool().flow_statuses(id);
+        let status = sim.pool().status(id).expect("it is listed");
+        assert!(status.is_reachable(), "{seed}: {status:#?} {flows:#?}");
     }
     // Removed, all of them go, and leave nothing.
     for id in sim.pool().ids().collect::<Vec<_>>() {

@@ -501,6 +501,8 @@ struct Seldom {
     fell_back: Option<Instant>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     without_outbound: bool,
+    /// Another flow of the same registration is up
+    others_hold: bool,
     /// What the last grant said of requests that the host sends
     bearings: Option<Box<Bearings>>,
 }
@@ -528,6 +530,7 @@ static NOTHING: Seldom = Seldom {
     choice: 0,
     fell_back: None,
     without_outbound: false,
+    others_hold: false,
     bearings: None,
 };
 
@@ -546,6 +549,7 @@ impl Seldom {
             choice,
             fell_back,
             without_outbound,
+            others_hold,
             bearings,
         } = self;
         then.is_empty()
@@ -557,6 +561,7 @@ impl Seldom {
             && *choice == 0
             && fell_back.is_none()
             && !without_outbound
+            && !others_hold
             && bearings.is_none()
     }
 }
@@ -802,6 +807,13 @@ impl Machine {
     pub(crate) fn insists(&self) -> bool {
         matches!(&self.plan, Plan::Cycle(cycle)
             if cycle.insists || cycle.purpose != Purpose::Register)
+    }
+
+    /// Says whether another flow of the same registration is up: then this one is tried without end (RFC 5626 §4.5).
+    pub(crate) fn others_hold(&mut self, others_hold: bool) {
+        if self.seldom.others_hold != others_hold {
+            self.seldom.change().others_hold = others_hold;
+        }
     }
 
     /// Whether something is under way.

@@ -1,6 +1,7 @@
 //! How a cycle ends, and what comes next.
 
 use super::*;
+use crate::proto::flow;
 
 impl Machine {
     pub(super) fn unregistered(&mut self, cx: &mut Out<'_>, removal: Removal) {
@@ -133,7 +134,7 @@ impl Machine {
             }
         }
         let policy = Arc::clone(self.registration.policy());
-        // RFC 5626 §4.5 is for flows that could not be made, and for those who asked for outbound.
+        // RFC 5626 §4.5 is for those who asked for outbound; who only advertises it has it for flows that could not be made.
         let outbound = policy.flow_recovery && self.registration.support_outbound();
         let recovery = cycle
             .retry_in
@@ -146,10 +147,18 @@ impl Machine {
             .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
         self.reference = ReferenceStatus::Rejected;
         self.last_failure = Some(Box::new(failure.clone()));
+        let broken_way = self.registration.outbound()
+            && policy.flow_recovery
+            && retry_after.is_none()
+            && class == crate::FailureClass::Temporary
+            && failure.is_of_the_way();
+        // One flow of several is tried without end, while others hold.
+        let spares = broken_way && self.seldom.others_hold;
+        let retries = if spares { 0 } else { self.retries };
         let verdict = if blocked {
             Verdict::GiveUp(GiveUp::CredentialsRefused)
         } else {
-            verdict::decide(&policy, &failure, class, retry_after, self.retries)
+            verdict::decide(&policy, &failure, class, retry_after, retries)
         };
         match verdict {
             Verdict::Retry {
@@ -157,6 +166,7 @@ impl Machine {
                 jitter,
                 counted,
             } => {
+                let counted = counted && !spares;
                 self.retries += u32::from(counted);
                 // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
                 let uncounted = match counted {
@@ -170,6 +180,11 @@ impl Machine {
                 let least = Duration::from_secs((1 << doublings) - 1).min(UNCOUNTED_LEAST);
                 let (after, jitter) = match recovery {
                     Some(wait) if class == crate::FailureClass::Temporary => (wait, 0.0),
+                    _ if broken_way => {
+                        let failures = self.retries.saturating_add(uncounted.into());
+                        let longest = flow::backoff(failures, self.seldom.others_hold);
+                        (longest.mul_f64(cx.entropy.between(0.5, 1.0)), 0.0)
+                    }
                     _ => (after.max(least), jitter),
                 };
                 let retry_in = after + after.mul_f64(cx.entropy.between(0.0, jitter));

@@ -400,7 +400,9 @@ impl Pool {
     /// Feeds one input to one machine.
     fn feed(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
         let mut outputs = self.scratch.pop().unwrap_or_default();
+        let others_hold = self.groups.another_is_up(id);
         if let Some(entry) = self.entry_mut(id) {
+            entry.machine.others_hold(others_hold);
             let mut inner = Cx {
                 now: cx.now,
                 wall: cx.wall,

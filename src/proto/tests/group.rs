@@ -1,7 +1,7 @@
 //! Flows folded into one registration: what is told of the whole, whose turn it is.
 
 use super::*;
-use crate::{FailureClass, FlowError, FlowId, GiveUp, Protocol, Registered, Target};
+use crate::{Failure, FailureClass, FlowError, FlowId, GiveUp, Protocol, Registered, Target};
 use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);
