@@ -1,5 +1,7 @@
 //! One integration binary: what runs in virtual time, and over real sockets.
 
+#[cfg(feature = "tokio")]
+mod agents;
 #[cfg(feature = "dns")]
 mod dns;
 mod docs;
