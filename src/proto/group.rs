@@ -76,8 +76,6 @@ pub(crate) enum Ended {
     Starts,
     /// It has left the group
     Left,
-    /// It was the last one of all that were to stop
-    All(Removal),
 }
 
 impl Group {
@@ -103,7 +101,11 @@ impl Group {
     }
 
     pub(crate) fn push(&mut self, id: RegistrationId) {
-        self.members.push(Member::new(id, false));
+        self.members.push(Member {
+            // Where all are to stop, this one has nothing to.
+            stopped: self.stopping.then_some(Removal::NeverBound),
+            ..Member::new(id, false)
+        });
     }
 
     /// All of them, in the order of their reg-ids.
@@ -264,14 +266,27 @@ impl Group {
             };
         }
         member.stopped = Some(removal);
-        let removals: Option<Vec<_>> = self.members.iter().map(|m| m.stopped.clone()).collect();
-        match removals.and_then(|removals| removals.into_iter().max_by_key(weight)) {
-            Some(worst) => {
-                self.stopping = false;
-                Ended::All(worst)
-            }
-            None => Ended::Goes,
+        Ended::Goes
+    }
+
+    /// Whether all that were to stop have: the worst end of them, told once.
+    pub(crate) fn all_stopped(&mut self) -> Option<Removal> {
+        if !self.stopping {
+            return None;
         }
+        let removals = self.members.iter().map(|member| member.stopped.clone());
+        let removals: Option<Vec<_>> = removals.collect();
+        let worst = removals?.into_iter().max_by_key(weight)?;
+        self.stopping = false;
+        Some(worst)
+    }
+
+    /// The others that are bound.
+    pub(crate) fn bound_beside(&self, id: RegistrationId) -> impl Iterator<Item = RegistrationId> {
+        let others = self.members.iter();
+        others
+            .filter(move |member| member.id != id && member.bound)
+            .map(|member| member.id)
     }
 
     /// Whose turn it is, where nothing has happened but that there are others now.
@@ -296,6 +311,8 @@ impl Group {
                 .map(|(_, member)| {
                     member.on = false;
                     member.leaves = true;
+                    // Whatever becomes of its binding, it is none of ours any more.
+                    (member.bound, member.reachable) = (false, false);
                     Turn::Stop(member.id)
                 })
                 .collect();

@@ -222,6 +222,60 @@ fn without_outbound_at_the_registrar_the_other_edge_takes_over_alone() {
 }
 
 #[test]
+fn what_two_flows_share_at_a_registrar_without_outbound_is_not_removed_by_one_of_them() {
+    // One socket, so one Contact, and one binding of it.
+    let mut sim = sim(two("udp"));
+    let mut seen = Vec::new();
+    run(&mut sim, secs(3600), |_, request| {
+        let sent = (edge(request), request.delta_seconds("Expires"));
+        if !seen.contains(&sent) {
+            seen.push(sent);
+        }
+        (edge(request) == 2).then(|| Reply::granted(HOUR))
+    });
+    assert_eq!(seen, [(1, Some(HOUR)), (2, Some(HOUR))]);
+    assert_eq!(up(&sim), [false, true]);
+    // A token of its own in each Contact makes two of them: the one that may be there is removed.
+    let mut sim = self::sim(two("udp").line(true).endpoint("alice"));
+    seen.clear();
+    run(&mut sim, secs(100), |_, request| {
+        let sent = (edge(request), request.delta_seconds("Expires"));
+        if !seen.contains(&sent) {
+            seen.push(sent);
+        }
+        (edge(request) == 2).then(|| Reply::granted(HOUR))
+    });
+    assert_eq!(seen, [(1, Some(HOUR)), (2, Some(HOUR)), (1, Some(0))]);
+}
+
+#[test]
+fn a_configuration_that_comes_during_a_stop_does_not_keep_it_from_its_end() {
+    for flows in 0..3 {
+        let mut sim = bound(two("udp"));
+        let id = sim.id();
+        sim.input(Input::Stop(secs(35)));
+        let to = (0..flows).fold(account(), |to, n| {
+            to.further_flow(format!("sip:edge{}.example.com;lr;transport=udp", n + 2))
+        });
+        let to = std::sync::Arc::new(
+            to.outbound_proxy("sip:edge1.example.com;lr")
+                .build()
+                .unwrap(),
+        );
+        sim.with(|pool, cx| pool.reconfigure(cx, id, to));
+        run(&mut sim, secs(40), |_, request| {
+            assert_eq!(request.delta_seconds("Expires"), Some(0));
+            Some(Reply::status(200))
+        });
+        assert_eq!(sim.removals(), [Removal::Removed], "{flows}");
+        assert_eq!(sim.deadline(), None);
+        sim.input(Input::Refresh);
+        run(&mut sim, secs(5), |_, _| Some(granted()));
+        assert_eq!(up(&sim), vec![true; flows + 1]);
+    }
+}
+
+#[test]
 fn two_edges_without_outbound_are_one_registration_without_reg_id() {
     let mut sim = sim(two("udp"));
     let mut seen = Vec::new();

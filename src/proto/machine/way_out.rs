@@ -85,6 +85,31 @@ impl Machine {
         })
     }
 
+    /// The Contact that is bound.
+    pub(crate) fn contact(&self) -> Option<&str> {
+        self.lease.as_ref().map(|lease| &*lease.contact)
+    }
+
+    /// Forgets bindings by these Contacts, unless the registrar tells those of this flow from others by `reg-id`.
+    pub(crate) fn let_go(&mut self, contacts: &[Box<str>]) {
+        if self.is_outbound() {
+            return;
+        }
+        let theirs = |contact: &str| contacts.iter().any(|other| **other == *contact);
+        self.lease.take_if(|lease| theirs(&lease.contact));
+        if let Some(seldom) = self.seldom.there() {
+            seldom.stale.retain(|(contact, _)| !theirs(contact));
+        }
+        let under_way = match &self.plan {
+            Plan::Cycle(cycle) => Some(&*cycle.contact_uri).filter(|uri| !uri.is_empty()),
+            _ => None,
+        };
+        let mine = self.lease.is_some() || !self.seldom.stale.is_empty();
+        if !mine && under_way.is_none_or(theirs) {
+            self.may_live = None;
+        }
+    }
+
     /// Whether the last grant said `Require: outbound`.
     pub(crate) fn is_outbound(&self) -> bool {
         let bearings = self.seldom.bearings.as_ref();

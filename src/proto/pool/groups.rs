@@ -189,9 +189,10 @@ impl Pool {
             self.add_flow(cx, id, registration);
         }
         for flow in gone {
-            self.feed(cx, flow, Input::Stop(REMOVAL));
+            self.end_flow(cx, flow);
         }
         self.take_turns(cx, id);
+        self.all_stopped(cx, id);
     }
 
     /// A machine that waits for its turn has a new configuration, and goes on waiting.
@@ -242,9 +243,27 @@ impl Pool {
         for turn in turns {
             match turn {
                 Turn::Start(id) => self.feed(cx, id, Input::Start),
-                Turn::Stop(id) => self.feed(cx, id, Input::Stop(REMOVAL)),
+                Turn::Stop(id) => self.end_flow(cx, id),
             }
         }
+    }
+
+    /// Removes the binding of a flow that is not wanted any more.
+    ///
+    /// Over UDP all flows may have one Contact. A registrar without outbound has one binding of it then, and that is the
+    /// other flow's now: what may still be there of this one is the same.
+    fn end_flow(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+        let group = self.groups.of(self.groups.owner(id));
+        let contacts: Vec<_> = group
+            .into_iter()
+            .flat_map(|group| group.bound_beside(id))
+            .filter_map(|other| self.entry(other)?.machine.contact())
+            .map(Box::<str>::from)
+            .collect();
+        if let Some(entry) = self.entry_mut(id) {
+            entry.machine.let_go(&contacts);
+        }
+        self.feed(cx, id, Input::Stop(REMOVAL));
     }
 
     /// A machine has carried out a stop.
@@ -263,17 +282,26 @@ impl Pool {
                 self.groups.owners.remove(&id);
                 self.forget(cx, id);
             }
-            Ended::All(worst) => {
-                if worst != Removal::NeverBound && group.ids().count() > 1 {
-                    let told = Event::Unregistered(worst.clone());
-                    cx.out.push(PoolOutput::Event(owner, told));
-                }
-                if self.slot_mut(owner).is_some_and(|slot| slot.leaving) {
-                    self.disband(cx, owner);
-                }
-                cx.out.push(PoolOutput::Done(owner, worst));
-            }
         }
+        self.all_stopped(cx, owner);
+    }
+
+    /// Tells the end of a stop once all flows have stopped, and forgets what is to be forgotten.
+    fn all_stopped(&mut self, cx: &mut Out<'_>, owner: RegistrationId) {
+        let Some(group) = self.groups.of_mut(owner) else {
+            return;
+        };
+        let Some(worst) = group.all_stopped() else {
+            return;
+        };
+        if worst != Removal::NeverBound && group.ids().count() > 1 {
+            let told = Event::Unregistered(worst.clone());
+            cx.out.push(PoolOutput::Event(owner, told));
+        }
+        if self.slot_mut(owner).is_some_and(|slot| slot.leaving) {
+            self.disband(cx, owner);
+        }
+        cx.out.push(PoolOutput::Done(owner, worst));
     }
 
     /// All flows of a registration have stopped, and it is to be forgotten.

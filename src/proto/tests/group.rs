@@ -185,10 +185,19 @@ fn a_stop_is_over_when_the_last_flow_has_stopped_and_the_worst_end_counts() {
     assert_eq!(turns, []);
     assert_eq!(group.ended(id(1), Removal::Removed), Ended::Goes);
     assert_eq!(group.ended(id(3), Removal::Unanswered), Ended::Goes);
-    assert_eq!(
-        group.ended(id(2), Removal::Refused(500)),
-        Ended::All(Removal::Unanswered)
-    );
+    assert_eq!(group.all_stopped(), None);
+    // One that comes meanwhile has nothing to stop.
+    group.push(id(4));
+    assert_eq!(group.ended(id(2), Removal::Refused(500)), Ended::Goes);
+    assert_eq!(group.all_stopped(), Some(Removal::Unanswered));
+    assert_eq!(group.all_stopped(), None);
+    // The last one that is waited for may leave instead.
+    group.stop();
+    for number in [1, 2, 3] {
+        group.ended(id(number), Removal::Removed);
+    }
+    assert_eq!(group.retire(3), [id(4)]);
+    assert_eq!(group.all_stopped(), Some(Removal::Removed));
 }
 
 #[test]
