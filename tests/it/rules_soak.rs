@@ -19,7 +19,7 @@ fn account(n: u64, policy: Policy) -> Registration {
             .instance(InstanceId::from_random([n as u8; 16]))
             .gruu(true);
         for flow in 0..n % 3 {
-            let transport = if n % 2 == 0 { "udp" } else { "tcp" };
+            let transport = if n.is_multiple_of(2) { "udp" } else { "tcp" };
             builder = builder.further_flow(format!(
                 "sip:192.0.2.{};lr;transport={transport}",
                 20 + flow
