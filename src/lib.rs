@@ -174,7 +174,7 @@ pub use proto::{
     Input, KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr,
     OpId, Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
     RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError, Via,
-    Warning, WayOut,
+    Warning, WayOut, WsError,
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;
@@ -189,4 +189,6 @@ pub use traits::{
 pub use transport::{TcpTransport, UdpTransport};
 #[cfg(feature = "tls")]
 pub use transport::{TlsConfig, TlsConfigError, TlsConnector, TlsTransport, TlsVersion};
+#[cfg(feature = "ws")]
+pub use transport::{WsConfig, WsConfigError, WsTransport};
 pub use uri::{Scheme, SipUri, UriError};

@@ -12,6 +12,8 @@ use crate::{
 };
 #[cfg(feature = "tls")]
 use crate::{TlsConfig, TlsTransport};
+#[cfg(feature = "ws")]
+use crate::{WsConfig, WsTransport};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -82,8 +84,10 @@ impl AgentBuilder {
         self
     }
 
-    /// Adds the built-in transports `udp` and `tcp`, and with the feature `tls` also `tls` with the system's roots, on
-    /// any address and a free port.
+    /// Adds the built-in transports `udp` and `tcp`, with the feature `tls` also `tls` with the system's roots, and with
+    /// the feature `ws` also `ws` and `wss` with the path `/`, on any address and a free port.
+    ///
+    /// WebSocket is used only where a URI says `transport=ws`, or a NAPTR record offers it.
     pub const fn system_transports(mut self) -> Self {
         self.system_transports = true;
         self
@@ -231,6 +235,11 @@ impl AgentBuilder {
                 },
             )?;
             self.transports.push(("tls".into(), Arc::new(tls)));
+        }
+        #[cfg(feature = "ws")]
+        for (name, protocol) in [("ws", Protocol::Ws), ("wss", Protocol::Wss)] {
+            let ws = WsTransport::new(config(name, protocol)?, WsConfig::new());
+            self.transports.push((name.into(), Arc::new(ws)));
         }
         Ok(())
     }

@@ -794,7 +794,4 @@ pub(super) fn realm(credentials: &Credentials) -> Option<&str> {
 /// Those that can be plugged in count as known.
 pub(super) fn is_transport(name: &str) -> bool {
     Protocol::from_name(name).is_some()
-        || ["tls", "ws", "wss"]
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(name))
 }

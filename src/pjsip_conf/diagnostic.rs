@@ -279,6 +279,11 @@ pub enum Rule {
     /// A protocol that cannot carry a registration here.
     #[error("a transport with protocol={0} carries no registration here, ignored")]
     UnsupportedProtocol(Arc<str>),
+    /// A transport that takes the connections of browsers, and opens none.
+    #[error(
+        "a transport with protocol={0} takes connections and opens none, so no registration goes out by it: ignored"
+    )]
+    OnlyListens(Arc<str>),
     /// `bind` is no address.
     #[error("not an address, as 0.0.0.0:5060 or [::]:5061; names are not looked up")]
     Bind,

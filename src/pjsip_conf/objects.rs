@@ -297,7 +297,11 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
                 "udp" => protocol = Some(Protocol::Udp),
                 "tcp" => protocol = Some(Protocol::Tcp),
                 "tls" => protocol = Some(Protocol::Tls),
-                "ws" | "wss" | "flow" => {
+                "ws" | "wss" => {
+                    protocol = None;
+                    reader.warn(Some(at), Rule::OnlyListens(Arc::clone(&at.value)));
+                }
+                "flow" => {
                     protocol = None;
                     reader.warn(Some(at), Rule::UnsupportedProtocol(Arc::clone(&at.value)));
                 }

@@ -282,6 +282,7 @@ fn transport(reader: &mut Reader<'_>, transports: &[TransportSection]) -> Option
     }
     // As Asterisk computes the first Contact: sips is TLS, and what says nothing is UDP.
     let protocol = match (uri.scheme(), asked) {
+        (Scheme::Sips, Some(asked)) if asked.is_websocket() => Protocol::Wss,
         (Scheme::Sips, _) => Protocol::Tls,
         (Scheme::Sip, asked) => asked.unwrap_or(Protocol::Udp),
     };
@@ -304,6 +305,8 @@ pub(super) const fn parameter(protocol: Protocol) -> &'static str {
         Protocol::Udp => "udp",
         Protocol::Tcp => "tcp",
         Protocol::Tls => "tls",
+        Protocol::Ws => "ws",
+        Protocol::Wss => "wss",
     }
 }
 

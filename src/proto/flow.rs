@@ -222,7 +222,7 @@ impl FlowTable {
         let Some(flow) = self.flows.get_mut(&id) else {
             return Vec::new();
         };
-        let keeping = Box::new(Keeping::new(info.protocol().is_reliable()));
+        let keeping = Box::new(Keeping::new(info.protocol()));
         let before = std::mem::replace(&mut flow.state, State::Up { info, keeping });
         self.opening.remove(&id);
         self.schedule(id);

@@ -16,6 +16,10 @@ pub enum Protocol {
     Tcp,
     /// A stream inside TLS
     Tls,
+    /// WebSocket messages over TCP (RFC 7118)
+    Ws,
+    /// WebSocket messages inside TLS (RFC 7118)
+    Wss,
 }
 
 impl Protocol {
@@ -25,35 +29,61 @@ impl Protocol {
         !matches!(self, Self::Udp)
     }
 
-    /// The name in upper case, as in Via and in the `transport` parameter of a Contact.
+    /// The name in upper case, as in Via.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Udp => "UDP",
             Self::Tcp => "TCP",
             Self::Tls => "TLS",
+            Self::Ws => "WS",
+            Self::Wss => "WSS",
         }
     }
 
-    /// The port where a URI names none (RFC 3261 §19.1.2).
+    /// The `transport` parameter of a Contact: the name, but `ws` for both WebSockets. TLS is the scheme's to say there,
+    /// and there is no `wss` (RFC 7118 §5.2, §8.1).
+    #[must_use]
+    pub const fn contact_transport(self) -> &'static str {
+        match self {
+            Self::Ws | Self::Wss => "ws",
+            Self::Udp | Self::Tcp | Self::Tls => self.name(),
+        }
+    }
+
+    /// The port where a URI names none (RFC 3261 §19.1.2, RFC 7118 §5.5).
     #[must_use]
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Tls => 5061,
             Self::Udp | Self::Tcp => 5060,
+            Self::Ws => 80,
+            Self::Wss => 443,
         }
     }
 
     /// Whether only this protocol's like may carry `sips` (RFC 3261 §26.2.2).
     #[must_use]
     pub const fn is_secure(self) -> bool {
-        matches!(self, Self::Tls)
+        matches!(self, Self::Tls | Self::Wss)
     }
 
-    /// The protocol that a `transport=` parameter names, in any case.
+    /// Whether messages are framed by a WebSocket, in the clear or inside TLS (RFC 7118).
+    #[must_use]
+    pub const fn is_websocket(self) -> bool {
+        matches!(self, Self::Ws | Self::Wss)
+    }
+
+    /// Whether a connection is to one host of a URI, not to its address alone: TLS proves the name (RFC 5922 §7.3), and
+    /// the WebSocket handshake asks for it (`Host`, RFC 6455 §4.1).
+    pub(crate) const fn is_to_a_host(self) -> bool {
+        self.is_secure() || self.is_websocket()
+    }
+
+    /// The protocol that a `transport=` parameter names, in any case. `wss` is in no RFC, and deployed.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Tcp, Self::Tls]
+        [Self::Udp, Self::Tcp, Self::Tls, Self::Ws, Self::Wss]
             .into_iter()
             .find(|p| p.name().eq_ignore_ascii_case(name))
     }
@@ -366,6 +396,9 @@ pub enum FlowError {
     /// No TLS connection could be made, or it ended against its rules.
     #[error(transparent)]
     Tls(TlsError),
+    /// No WebSocket connection could be made, or it ended against its rules.
+    #[error(transparent)]
+    WebSocket(WsError),
     /// Nothing was sent: the target has just not answered others, or asked to be left alone (Retry-After, D11).
     #[error("the target is known to be down")]
     TargetDown {
@@ -431,6 +464,9 @@ impl FlowError {
             | Self::UnknownTransport(_)
             | Self::TargetDown { .. }
             | Self::ClosedByUs => false,
+            // It is what our own headers say that does not please.
+            Self::WebSocket(WsError::Refused { status, .. }) => !matches!(status, 401 | 403 | 407),
+            Self::WebSocket(_) => true,
             Self::Tls(error) => !matches!(
                 error,
                 TlsError::Name(_) | TlsError::NoRoots(_) | TlsError::NoCertificate
@@ -492,6 +528,49 @@ pub enum TlsError {
     Cut,
     /// The peer broke the rules of TLS.
     #[error("TLS failed: {0}")]
+    Broken(Arc<str>),
+}
+
+/// What went wrong with a WebSocket (RFC 6455, RFC 7118)
+///
+/// What a peer sent comes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WsError {
+    /// The HTTP server answered the handshake with another status than 101: 401 and 403 want other headers, 404 another
+    /// path, 426 another version; a redirect is not followed.
+    #[error("the peer refused the WebSocket with HTTP {status} {reason}")]
+    Refused {
+        /// The status
+        status: u16,
+        /// What the status means
+        reason: Arc<str>,
+    },
+    /// The server makes WebSockets, but not for SIP: its answer lacks `Sec-WebSocket-Protocol: sip` (RFC 7118 §4.1).
+    #[error("the peer did not agree on the WebSocket subprotocol sip")]
+    Subprotocol,
+    /// The answer to the handshake is no HTTP, or none that makes a WebSocket: a plain SIP or TLS port, perhaps.
+    #[error("the peer does not speak WebSocket: {0}")]
+    NotWebSocket(Arc<str>),
+    /// The peer ended the connection with another code than 1000 and 1001 (RFC 6455 §7.4.1).
+    #[error("the peer closed the WebSocket with {code} {reason:?}")]
+    Closed {
+        /// The code
+        code: u16,
+        /// The text that came with it
+        reason: Arc<str>,
+    },
+    /// The connection ended without a close frame.
+    #[error("the peer cut the WebSocket connection")]
+    Cut,
+    /// A message is longer than [`MAX_HEAD`](crate::MAX_HEAD) and [`MAX_BODY`](crate::MAX_BODY) together.
+    #[error("a WebSocket message of {length} bytes is too long")]
+    TooLong {
+        /// Its length, as far as it was announced
+        length: usize,
+    },
+    /// The peer broke the rules of WebSocket.
+    #[error("WebSocket failed: {0}")]
     Broken(Arc<str>),
 }
 

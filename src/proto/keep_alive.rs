@@ -3,7 +3,7 @@
 use super::stun::{self, TransactionId};
 use super::transaction::{Due as Step, Transaction};
 use crate::config::Timers;
-use crate::{Entropy, FlowError, KeepAlivePolicy, KeepAliveTerms, UdpKeepAlive};
+use crate::{Entropy, FlowError, KeepAlivePolicy, KeepAliveTerms, Protocol, UdpKeepAlive};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Keeping {
     reliable: bool,
+    /// Whether the protocol itself obliges the peer to answer: a WebSocket's Ping has its Pong (RFC 6455 §5.5.2)
+    obliged: bool,
     /// What the users' policies ask for, the most demanding of them; none before a REGISTER is accepted
     demand: Option<KeepAlivePolicy>,
     terms: KeepAliveTerms,
@@ -64,9 +66,10 @@ enum Method {
 }
 
 impl Keeping {
-    pub(crate) const fn new(reliable: bool) -> Self {
+    pub(crate) const fn new(protocol: Protocol) -> Self {
         Self {
-            reliable,
+            reliable: protocol.is_reliable(),
+            obliged: protocol.is_websocket(),
             demand: None,
             terms: KeepAliveTerms {
                 negotiated: false,
@@ -131,7 +134,8 @@ impl Keeping {
         let told = self.demand.as_ref().is_some_and(|demand| demand.answered);
         match self.method() {
             Some((Method::Crlf, _)) => {
-                self.reliable && (self.terms.negotiated || told || self.answered)
+                let due = self.obliged || self.terms.negotiated || told || self.answered;
+                self.reliable && due
             }
             Some((Method::Stun, _)) => true,
             Some((Method::Options, _)) => self.answered,
@@ -312,7 +316,7 @@ fn at_random(interval: &RangeInclusive<Duration>, entropy: &mut Entropy) -> Dura
     *interval.start() + entropy.up_to(interval.end().saturating_sub(*interval.start()))
 }
 
-/// The ping of a stream (RFC 5626 §4.4.1)
+/// The ping of a stream (RFC 5626 §4.4.1); a WebSocket's transport makes it a Ping (RFC 7118 §6)
 pub(crate) const PING: Bytes = Bytes::from_static(b"\r\n\r\n");
 /// On UDP it only shows a NAT that we are there: it is no ping, and asks for nothing
 pub(crate) const CRLF: Bytes = Bytes::from_static(b"\r\n");

@@ -29,9 +29,13 @@ pub use event::{
 };
 #[cfg(feature = "tokio")]
 pub(crate) use flow_info::host_port;
-pub use flow_info::{FlowError, FlowInfo, KeepAlive, KeepAliveTerms, Protocol, Target, TlsError};
+pub use flow_info::{
+    FlowError, FlowInfo, KeepAlive, KeepAliveTerms, Protocol, Target, TlsError, WsError,
+};
 pub use frame::{Frame, FrameError, Framer, MAX_BODY, MAX_HEAD};
 pub use ids::{FlowId, OpId, RegistrationId};
+#[cfg(feature = "ws")]
+pub(crate) use keep_alive::PING;
 pub use locate::TargetOutcome;
 pub use machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output, WayOut};
 pub use message::scan::{

@@ -1,4 +1,4 @@
-//! The built-in transports: UDP, TCP and TLS over tokio's sockets.
+//! The built-in transports: UDP, TCP, TLS and WebSocket over tokio's sockets.
 
 mod icmp;
 mod local;
@@ -8,6 +8,8 @@ mod tcp;
 #[cfg(feature = "tls")]
 mod tls;
 mod udp;
+#[cfg(feature = "ws")]
+mod ws;
 
 #[cfg(test)]
 mod testing;
@@ -16,3 +18,5 @@ pub use tcp::TcpTransport;
 #[cfg(feature = "tls")]
 pub use tls::{TlsConfig, TlsConfigError, TlsConnector, TlsTransport, TlsVersion};
 pub use udp::UdpTransport;
+#[cfg(feature = "ws")]
+pub use ws::{WsConfig, WsConfigError, WsTransport};

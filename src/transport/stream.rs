@@ -152,6 +152,16 @@ impl StreamFlow {
         (Arc::new(flow), queue)
     }
 
+    /// How the end of its connection is reported.
+    pub(super) fn end(&self, id: FlowId, inbound: &Inbound, meaning: Meaning) -> End {
+        End {
+            id,
+            ended: Arc::clone(&self.ended),
+            inbound: inbound.clone(),
+            meaning,
+        }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, FlowState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,12 +222,7 @@ impl Connection<'_> {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let end = End {
-            id: self.id,
-            ended: Arc::clone(&self.flow.ended),
-            inbound: self.inbound.clone(),
-            meaning: self.meaning,
-        };
+        let end = self.flow.end(self.id, &self.inbound, self.meaning);
         let mut state = self.flow.state();
         // Closed between its making and now, there is nothing to start.
         let Some(queue) = &state.queue else { return };
@@ -237,15 +242,15 @@ impl Connection<'_> {
 
 /// How a connection's end is reported: once, by the task that sees it first
 #[derive(Clone)]
-struct End {
-    id: FlowId,
+pub(super) struct End {
+    pub(super) id: FlowId,
     ended: Arc<AtomicBool>,
     inbound: Inbound,
-    meaning: Meaning,
+    pub(super) meaning: Meaning,
 }
 
 impl End {
-    async fn report(self, error: FlowError) {
+    pub(super) async fn report(self, error: FlowError) {
         if !self.ended.swap(true, Ordering::Relaxed) {
             debug!(flow = %self.id, %error, "connection ended");
             self.inbound.failed(self.id, error).await;
@@ -326,15 +331,15 @@ async fn write(mut stream: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<By
 }
 
 /// The answer to a ping, and how one of the peer's is handed over (RFC 5626 §4.4.1)
-const PONG: Bytes = Bytes::from_static(b"\r\n");
+pub(super) const PONG: Bytes = Bytes::from_static(b"\r\n");
 /// How long a peer may take nothing of a message before the connection counts as dead: timer F (RFC 3261 §17.1.2.2)
-const STALL: Duration = Duration::from_secs(32);
+pub(super) const STALL: Duration = Duration::from_secs(32);
 /// How long a failed write waits for the reason that the reader may find
-const LAST_WORDS: Duration = Duration::from_millis(100);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Messages that wait for a slow peer before [`FlowError::Full`]
 const QUEUE: usize = 256;
 /// Bytes taken from the system at once
-const READ: usize = 8192;
+pub(super) const READ: usize = 8192;
 /// Connections of peers at a time; further ones wait in the system's backlog
 const MOST_ACCEPTED: usize = 1024;
 /// The rest after a failed accept

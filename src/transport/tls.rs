@@ -7,10 +7,15 @@ mod failure;
 mod verifier;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
+#[cfg(feature = "ws")]
+pub(super) use certificate::{bare, printable};
 pub use config::{TlsConfig, TlsConfigError, TlsVersion};
 pub use connector::TlsConnector;
+#[cfg(feature = "ws")]
+pub(super) use failure::stream as meaning;
+pub(super) use verifier::Names;
 
 use super::local::started_twice;
 use super::stream::{Connection, Listening, StreamFlow, addresses, dial};
@@ -28,7 +33,9 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::server::ServerConfig;
 use tracing::{debug, trace, warn};
 
@@ -54,8 +61,9 @@ struct Started {
 }
 
 /// A configuration, and what was made of it
-struct InForce {
+pub(super) struct InForce {
     config: TlsConfig,
+    names: Names,
     client: OnceCell<Arc<ClientConfig>>,
     server: Option<Arc<ServerConfig>>,
 }
@@ -70,21 +78,74 @@ impl InForce {
     fn new(config: TlsConfig, listen: bool) -> Result<Self, TlsError> {
         let server = listen.then(|| config.server()).transpose()?;
         Ok(Self {
-            config,
-            client: OnceCell::new(),
             server,
+            ..Self::of_a_client(config, Names::Whole)
         })
+    }
+
+    /// One that only connects, to peers whose certificates name them so.
+    pub(super) fn of_a_client(config: TlsConfig, names: Names) -> Self {
+        Self {
+            config,
+            names,
+            client: OnceCell::new(),
+            server: None,
+        }
+    }
+
+    /// What it takes to connect to the peer at `host`.
+    pub(super) async fn towards(self: &Arc<Self>, host: &str) -> Result<Towards, FlowError> {
+        Ok(Towards {
+            name: self.config.name_of(host).map_err(FlowError::Tls)?,
+            client: self.client().await.map_err(FlowError::Tls)?,
+            in_force: Arc::clone(self),
+        })
+    }
+
+    /// Says that peers are not verified, where they are not.
+    pub(super) fn warn(&self, transport: &str) {
+        if self.config.believes_anybody() {
+            warn!(%transport, "peers are not verified: whoever is on the path can read and forge everything");
+        }
     }
 
     /// The client, made when it is first needed: a program without TLS servers does not read the system's roots.
     async fn client(self: &Arc<Self>) -> Result<Arc<ClientConfig>, TlsError> {
         let make = || async {
             let this = Arc::clone(self);
-            tokio::task::spawn_blocking(move || this.config.client())
+            tokio::task::spawn_blocking(move || this.config.client(this.names))
                 .await
                 .unwrap_or_else(|error| Err(TlsError::Broken(error.to_string().into())))
         };
         self.client.get_or_try_init(make).await.cloned()
+    }
+}
+
+/// A connection to come, to one peer
+pub(super) struct Towards {
+    in_force: Arc<InForce>,
+    name: ServerName<'static>,
+    client: Arc<ClientConfig>,
+}
+
+impl Towards {
+    /// Secures a connection; its certificates go into `info`.
+    pub(super) async fn secure(
+        self,
+        stream: TcpStream,
+        info: FlowInfo,
+    ) -> Result<(TlsStream<TcpStream>, FlowInfo), FlowError> {
+        let connector = tokio_rustls::TlsConnector::from(self.client);
+        let stream = connector
+            .connect(self.name, stream)
+            .await
+            .map_err(failure::handshake)?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let info = with_certificates(info, &self.in_force.config, certificates);
+        if info.is_unverified() {
+            warn!(peer = %info.remote(), "the peer's certificate was not checked");
+        }
+        Ok((stream, info))
     }
 }
 
@@ -110,7 +171,7 @@ impl TlsTransport {
     pub fn renew(&self, tls: TlsConfig) -> Result<(), TlsError> {
         let renewed = Arc::new(InForce::new(tls, self.config.listen())?);
         if self.started.get().is_some() {
-            self.warn(&renewed);
+            renewed.warn(self.config.name());
         }
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
         Ok(())
@@ -125,13 +186,6 @@ impl TlsTransport {
 
     fn in_force(&self) -> Arc<InForce> {
         Arc::clone(&current(&self.in_force))
-    }
-
-    fn warn(&self, in_force: &InForce) {
-        if in_force.config.believes_anybody() {
-            let transport = self.config.name();
-            warn!(%transport, "peers are not verified: whoever is on the path can read and forge everything");
-        }
     }
 }
 
@@ -153,7 +207,7 @@ impl Transport for TlsTransport {
             // Via and Contact would lie.
             return Err(FlowError::NoTransport(self.config.protocol()));
         }
-        self.warn(&self.in_force());
+        self.in_force().warn(self.config.name());
         let listening = if self.config.listen() {
             let accept = Arc::new(Accept {
                 config: self.config.clone(),
@@ -183,26 +237,15 @@ impl Transport for TlsTransport {
                 Error::new(ErrorKind::NotConnected, "the transport was not started").into(),
             );
         };
-        let in_force = self.in_force();
-        let name = in_force.config.name_of(to.host()).map_err(FlowError::Tls)?;
-        let client = in_force.client().await.map_err(FlowError::Tls)?;
+        let towards = self.in_force().towards(to.host()).await?;
         let stream = dial(&self.config, to.address()).await?;
         let listener = started
             .listening
             .as_ref()
             .map(|listening| listening.address);
         let info = addresses(&self.config, &stream, to.address(), listener)?;
-        let connector = tokio_rustls::TlsConnector::from(client);
-        let stream = connector
-            .connect(name, stream)
-            .await
-            .map_err(failure::handshake)?;
+        let (stream, info) = towards.secure(stream, info).await?;
         // From here on nothing waits: a dropped future leaves no connection behind.
-        let certificates = stream.get_ref().1.peer_certificates();
-        let info = with_certificates(info, &in_force.config, certificates);
-        if info.is_unverified() {
-            warn!(flow = %id, target = %to, "the peer's certificate was not checked");
-        }
         let (flow, queue) = StreamFlow::new(info);
         let (from_peer, to_peer) = tokio::io::split(stream);
         let connection = Connection {

@@ -46,6 +46,7 @@ mod rules_refresh;
 mod rules_retry;
 mod rules_soak;
 mod rules_tls;
+mod rules_ws;
 #[cfg(feature = "tokio")]
 mod sipp;
 #[cfg(feature = "tls")]

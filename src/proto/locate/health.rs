@@ -102,12 +102,12 @@ struct Dead {
     by: RegistrationId,
 }
 
-/// A target as all know it; with TLS its name is a part of it, as it may serve one domain and not another
+/// A target as all know it; with TLS and WebSocket its name is a part of it, as it may serve one domain and not another
 type Key = (Protocol, SocketAddr, Option<Box<str>>);
 
 fn key(target: &Target) -> Key {
-    let secure = target.protocol().is_secure();
-    let host = secure.then(|| target.host().to_ascii_lowercase().into());
+    let named = target.protocol().is_to_a_host();
+    let host = named.then(|| target.host().to_ascii_lowercase().into());
     (target.protocol(), target.address(), host)
 }
 

@@ -61,21 +61,28 @@ pub(crate) struct Place {
     pub(crate) rank: u16,
 }
 
-/// What a protocol is called by NAPTR and SRV (RFC 3263 §4.1)
+/// What a protocol is called by NAPTR and SRV (RFC 3263 §4.1, RFC 7118 §5.5)
+///
+/// RFC 7118 names services only. Those of SRV follow as RFC 3263 forms them, from the scheme and the protocol that is
+/// registered for the service, which is WS for both (RFC 7118 §10.2).
 const fn service(protocol: Protocol) -> (&'static str, &'static str) {
     match protocol {
         Protocol::Udp => ("SIP+D2U", "_sip._udp"),
         Protocol::Tcp => ("SIP+D2T", "_sip._tcp"),
         Protocol::Tls => ("SIPS+D2T", "_sips._tcp"),
+        Protocol::Ws => ("SIP+D2W", "_sip._ws"),
+        Protocol::Wss => ("SIPS+D2W", "_sips._ws"),
     }
 }
 
 /// The protocol that `transport=name` means; none where it is unknown, or cannot carry the scheme
 ///
-/// `sip` with `transport=tls` is deprecated (RFC 3261 §26.2.2) and deployed; `sips` with `transport=tcp` is TLS.
+/// `sip` with `transport=tls` is deprecated (RFC 3261 §26.2.2) and deployed, with `transport=wss` only deployed; `sips`
+/// with `transport=tcp` is TLS, with `transport=ws` it is WSS (RFC 7118 §5.5).
 fn pinned(sips: bool, name: &str) -> Option<Protocol> {
     match Protocol::from_name(name)? {
         Protocol::Tcp if sips => Some(Protocol::Tls),
+        Protocol::Ws if sips => Some(Protocol::Wss),
         protocol => Some(protocol).filter(|protocol| !sips || protocol.is_secure()),
     }
 }
@@ -93,7 +100,7 @@ fn pinned(sips: bool, name: &str) -> Option<Protocol> {
 /// | host or `maddr` is an address | nothing |
 /// | a port is named | A and AAAA |
 /// | `transport` is named | SRV of that service; where there is none, A and AAAA |
-/// | neither | NAPTR, then SRV of the services it names; where it names none that we speak, SRV of each protocol that we speak, in our order; where there is none, A and AAAA |
+/// | neither | NAPTR, then SRV of the services it names; where it names none that we speak, SRV of each protocol that we speak, in our order, WebSocket only where we speak nothing else; where there is none, A and AAAA |
 ///
 /// Without any record that says otherwise the protocol is UDP, where we speak it, and TLS for `sips`.
 pub(crate) fn select<'a>(
@@ -223,7 +230,10 @@ impl<'a> Walk<'_, 'a> {
                 }
             }
         } else {
-            for protocol in usable {
+            // Whoever serves WebSockets says so by NAPTR or `transport=ws`: RFC 7118 §5.5 has no name to try otherwise.
+            let only = usable.iter().all(|protocol| protocol.is_websocket());
+            let tried = usable.iter().filter(|by| only || !by.is_websocket());
+            for protocol in tried {
                 let (_, prefix) = service(*protocol);
                 seen.push((
                     *protocol,

@@ -71,7 +71,7 @@ pub(crate) fn contact_uri(
     }
     if info.protocol() != Protocol::Udp {
         uri.push_str(";transport=");
-        uri.push_str(info.protocol().name());
+        uri.push_str(info.protocol().contact_transport());
     }
     if let Some(line) = line {
         uri.push_str(";line=");
@@ -124,7 +124,9 @@ pub(crate) fn register(parts: &Parts<'_>) -> Bytes {
         out.put_slice(b"\r\n");
     };
     line(format_args!("REGISTER {uri} SIP/2.0"));
-    let alias = if policy.via_alias && parts.info.protocol().is_reliable() {
+    // RFC 5923 speaks of connections that can be opened both ways, as a WebSocket cannot.
+    let protocol = parts.info.protocol();
+    let alias = if policy.via_alias && protocol.is_reliable() && !protocol.is_websocket() {
         ";alias"
     } else {
         ""

@@ -210,11 +210,11 @@ impl Pool {
 
 /// The flow that a registration uses to a target
 pub(super) fn flow_key(registration: &Registration, target: &Target) -> FlowKey {
-    let secure = target.protocol().is_secure();
+    let named = target.protocol().is_to_a_host();
     FlowKey {
         transport: registration.transport().cloned(),
         protocol: target.protocol(),
         address: target.address(),
-        host: secure.then(|| target.host().to_ascii_lowercase().into()),
+        host: named.then(|| target.host().to_ascii_lowercase().into()),
     }
 }

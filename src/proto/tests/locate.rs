@@ -260,6 +260,74 @@ fn each_form_of_uri_asks_what_it_has_to_and_no_more() {
 }
 
 #[test]
+fn websockets_are_found_by_naptr_by_the_parameter_and_where_nothing_else_is_spoken() {
+    use Protocol::{Udp, Ws, Wss};
+    let plain = Zone::default()
+        .srv("_sip._udp.h", vec![srv(0, 0, 5060, "u.h")])
+        .srv("_sip._ws.h", vec![srv(0, 0, 8080, "w.h")])
+        .srv("_sips._ws.h", vec![srv(0, 0, 8443, "w.h")])
+        .srv("_elsewhere.h", vec![srv(0, 0, 4443, "w.h")])
+        .a("h", &["192.0.2.80"])
+        .a("u.h", &["192.0.2.1"])
+        .a("w.h", &["192.0.2.2"]);
+    let all = [Udp, Ws, Wss];
+    for (text, speaks, target) in [
+        ("sip:h;transport=ws", &all[..], "WS 192.0.2.2:8080"),
+        ("sip:h;transport=WSS", &all, "WSS 192.0.2.2:8443"),
+        ("sips:h;transport=ws", &all, "WSS 192.0.2.2:8443"),
+        ("sips:h;transport=wss", &all, "WSS 192.0.2.2:8443"),
+        ("sip:h:8000;transport=ws", &all, "WS 192.0.2.80:8000"),
+        ("sip:192.0.2.7;transport=ws", &all, "WS 192.0.2.7:80"),
+        ("sip:192.0.2.7;transport=wss", &all, "WSS 192.0.2.7:443"),
+        ("sips:192.0.2.7;transport=ws", &all, "WSS 192.0.2.7:443"),
+        ("sip:none;transport=ws", &all, "WS 192.0.2.9:80"),
+        ("sip:h", &all[1..2], "WS 192.0.2.2:8080"),
+        ("sip:192.0.2.7", &all[1..], "WS 192.0.2.7:80"),
+        ("sips:192.0.2.7", &all, "WSS 192.0.2.7:443"),
+    ] {
+        let zone = Zone {
+            records: plain.records.clone(),
+        };
+        let targets = zone.a("none", &["192.0.2.9"]).targets(text, speaks);
+        assert_eq!(targets, [target], "{text}");
+    }
+    // Nobody is asked for a service that no RFC names, unless it is the only way.
+    let asked = plain.asked("sip:h", &all);
+    assert!(asked.iter().all(|name| !name.contains("_ws")), "{asked:?}");
+    assert_eq!(plain.targets("sip:h", &all), ["UDP 192.0.2.1:5060"]);
+    // RFC 7118 §5.5: the service says what it is, whatever its name.
+    let services = vec![
+        naptr(1, 1, "SIPS+D2W", "_elsewhere.h"),
+        naptr(1, 2, "SIP+D2W", "_sip._ws.h"),
+        naptr(2, 1, "SIP+D2U", "_sip._udp.h"),
+    ];
+    let offered = plain.naptr("h", services);
+    assert_eq!(
+        offered.targets("sip:h", &all),
+        ["WSS 192.0.2.2:4443", "WS 192.0.2.2:8080"]
+    );
+    assert_eq!(offered.targets("sips:h", &all), ["WSS 192.0.2.2:4443"]);
+    assert_eq!(offered.targets("sip:h", &ALL), ["UDP 192.0.2.1:5060"]);
+}
+
+#[test]
+fn websockets_that_are_not_spoken_are_no_way() {
+    for (text, speaks) in [
+        ("sip:h;transport=ws", &ALL[..]),
+        ("sip:h;transport=ws", &[Protocol::Wss]),
+        ("sips:h;transport=ws", &[Protocol::Ws]),
+        ("sips:h;transport=tls", &[Protocol::Wss]),
+        ("sips:h", &[Protocol::Ws]),
+    ] {
+        let error = Zone::default().a("h", &["192.0.2.1"]).error(text, speaks);
+        assert!(
+            matches!(&error, ResolveError::Failed(why) if why.contains("no transport")),
+            "{text}: {error:?}"
+        );
+    }
+}
+
+#[test]
 fn a_uri_that_no_transport_can_carry_is_told_so() {
     for (text, speaks) in [
         ("sips:example.com", &ALL[..2]),

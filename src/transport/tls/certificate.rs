@@ -1,5 +1,6 @@
 //! What is read of a certificate: who it is for, and until when.
 
+use super::verifier::Names;
 use crate::{Scheme, SipUri};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,15 +58,15 @@ impl Parsed {
 
     /// Whether it is for `asked`, the host of a SIP URI (RFC 5922 §7.1 to §7.3)
     ///
-    /// Names match whole and in any case; there are no wildcards, and the common name never counts. Departing from
-    /// §7.1, a DNS name counts beside a SIP URI too, as many certificates have both and mean either.
-    pub(super) fn is_for(&self, asked: &str) -> bool {
+    /// Names match whole and in any case, with wildcards only where `names` has them; the common name never counts.
+    /// Departing from §7.1, a DNS name counts beside a SIP URI too, as many certificates have both and mean either.
+    pub(super) fn is_for(&self, asked: &str, names: Names) -> bool {
         let asked = bare(asked);
         let ip = asked.parse::<IpAddr>().ok();
         self.names.iter().any(|name| match name {
             Name::Ip(found) => ip == Some(*found),
             // An address that stands where a name belongs is none.
-            Name::Dns(name) => ip.is_none() && bare(name).eq_ignore_ascii_case(asked),
+            Name::Dns(name) => ip.is_none() && is_name(bare(name), asked, names),
             Name::Uri(uri) => domain(uri).is_some_and(|uri| match ip {
                 Some(ip) => uri.ip() == Some(ip),
                 None => bare(uri.host()).eq_ignore_ascii_case(asked),
@@ -86,6 +87,18 @@ impl Parsed {
     }
 }
 
+/// Whether a DNS name means `asked`. A wildcard is the whole first label and stands for one label, with at least two
+/// after it (RFC 9525 §6.3).
+fn is_name(name: &str, asked: &str, names: Names) -> bool {
+    let wildcard = name.strip_prefix("*.").filter(|rest| rest.contains('.'));
+    match (wildcard, names, asked.split_once('.')) {
+        (Some(rest), Names::Wildcards, Some((label, after))) => {
+            !label.is_empty() && rest.eq_ignore_ascii_case(after)
+        }
+        _ => name.eq_ignore_ascii_case(asked),
+    }
+}
+
 /// The SIP domain that a URI names: `sip` and without a user, or none (RFC 5922 §7.1).
 fn domain(uri: &str) -> Option<SipUri> {
     let uri = SipUri::parse(uri).ok()?;
@@ -93,7 +106,7 @@ fn domain(uri: &str) -> Option<SipUri> {
 }
 
 /// A name without the dot that marks it as absolute, an IPv6 address without brackets.
-pub(super) fn bare(name: &str) -> &str {
+pub(in crate::transport) fn bare(name: &str) -> &str {
     let name = name.strip_suffix('.').unwrap_or(name);
     name.strip_prefix('[')
         .and_then(|name| name.strip_suffix(']'))
@@ -108,7 +121,7 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
 }
 
 /// What a peer wrote, for events and logs: short, and without control characters.
-pub(super) fn printable(text: &str) -> Arc<str> {
+pub(in crate::transport) fn printable(text: &str) -> Arc<str> {
     text.chars()
         .take(LONGEST_TEXT)
         .map(|c| if c.is_control() { '?' } else { c })
@@ -143,7 +156,7 @@ mod tests {
 
     #[test]
     fn names_match_whole_in_any_case_and_without_wildcards() {
-        let is_for = |name: Name, asked: &str| certificate(&[name]).is_for(asked);
+        let is_for = |name: Name, asked: &str| certificate(&[name]).is_for(asked, Names::Whole);
         assert!(is_for(dns("Example.COM"), "example.com"));
         assert!(is_for(dns("example.com."), "example.com"));
         for other in ["foo.example.com", "ample.com", "example.co", "com", ""] {
@@ -156,7 +169,7 @@ mod tests {
 
     #[test]
     fn only_sip_uris_without_a_user_name_a_domain() {
-        let is_for = |name: &str| certificate(&[uri(name)]).is_for("example.com");
+        let is_for = |name: &str| certificate(&[uri(name)]).is_for("example.com", Names::Whole);
         assert!(is_for("sip:example.com") && is_for("SIP:EXAMPLE.com"));
         assert!(is_for("sip:example.com:5061;transport=tls"));
         for other in [
@@ -170,18 +183,18 @@ mod tests {
             assert!(!is_for(other), "{other}");
         }
         let user = uri("sip:alice@example.com");
-        assert!(certificate(&[user, dns("example.com")]).is_for("example.com"));
+        assert!(certificate(&[user, dns("example.com")]).is_for("example.com", Names::Whole));
     }
 
     #[test]
     fn an_address_is_matched_as_an_address() {
         let ip = |text: &str| Name::Ip(text.parse().unwrap());
-        assert!(certificate(&[ip("192.0.2.1")]).is_for("192.0.2.1"));
-        assert!(certificate(&[ip("2001:db8::1")]).is_for("[2001:db8:0::1]"));
-        assert!(certificate(&[uri("sip:192.0.2.1")]).is_for("192.0.2.1"));
-        assert!(certificate(&[uri("sip:[2001:db8::1]")]).is_for("2001:db8::1"));
-        assert!(!certificate(&[dns("192.0.2.1")]).is_for("192.0.2.1"));
-        assert!(!certificate(&[ip("192.0.2.1")]).is_for("192.0.2.2"));
+        assert!(certificate(&[ip("192.0.2.1")]).is_for("192.0.2.1", Names::Whole));
+        assert!(certificate(&[ip("2001:db8::1")]).is_for("[2001:db8:0::1]", Names::Whole));
+        assert!(certificate(&[uri("sip:192.0.2.1")]).is_for("192.0.2.1", Names::Whole));
+        assert!(certificate(&[uri("sip:[2001:db8::1]")]).is_for("2001:db8::1", Names::Whole));
+        assert!(!certificate(&[dns("192.0.2.1")]).is_for("192.0.2.1", Names::Whole));
+        assert!(!certificate(&[ip("192.0.2.1")]).is_for("192.0.2.2", Names::Whole));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::certificate::{Parsed, bare};
 use super::connector::TlsConnector;
-use super::verifier::{Trust, Verifier};
+use super::verifier::{Names, Trust, Verifier};
 use crate::TlsError;
 use std::fmt;
 use std::sync::Arc;
@@ -218,7 +218,7 @@ impl TlsConfig {
     }
 
     /// The client, by the system's roots where it takes some. Reads files.
-    pub(super) fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
+    pub(super) fn client(&self, names: Names) -> Result<Arc<ClientConfig>, TlsError> {
         if let Some(connector) = &self.connector {
             return Ok(connector.config());
         }
@@ -236,6 +236,7 @@ impl TlsConfig {
         let provider = provider();
         let verifier = Verifier {
             trust,
+            names,
             algorithms: provider.signature_verification_algorithms,
         };
         let config = ClientConfig::builder_with_provider(provider)

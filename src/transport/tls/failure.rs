@@ -15,7 +15,7 @@ pub(super) fn handshake(error: Error) -> FlowError {
 }
 
 /// Reads an error of an established connection. In TLS 1.3 it is there that a peer refuses our certificate.
-pub(super) fn stream(error: Error) -> FlowError {
+pub(in crate::transport) fn stream(error: Error) -> FlowError {
     match inner(&error) {
         Some(tls) => FlowError::Tls(meaning(tls)),
         None if error.kind() == ErrorKind::UnexpectedEof => FlowError::Tls(TlsError::Cut),

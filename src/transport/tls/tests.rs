@@ -20,10 +20,11 @@ use tokio_rustls::rustls::{RootCertStore, SupportedProtocolVersion, version};
 use tokio_rustls::server::TlsStream;
 
 const OK: &[u8] = b"SIP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n";
-const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
+pub(in crate::transport) const BOTH: &[&SupportedProtocolVersion] =
+    &[&version::TLS13, &version::TLS12];
 
 /// A certificate and its key
-struct Pair {
+pub(in crate::transport) struct Pair {
     certificate: Certificate,
     key: KeyPair,
 }
@@ -39,13 +40,13 @@ impl Pair {
     }
 }
 
-struct Ca {
+pub(in crate::transport) struct Ca {
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(in crate::transport) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         // Two of one name would be one with a new key.
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -62,13 +63,17 @@ impl Ca {
     }
 
     /// A certificate for these names, as `change` has it.
-    fn issue(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    pub(in crate::transport) fn issue(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
         let (params, key) = params(names, change);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Pair { certificate, key }
     }
 
-    fn believed(&self) -> TlsConfig {
+    pub(in crate::transport) fn believed(&self) -> TlsConfig {
         TlsConfig::new()
             .with_roots_pem(self.certificate.pem().as_bytes())
             .unwrap()
@@ -100,7 +105,7 @@ fn self_signed(names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> P
 }
 
 /// A TLS server that shows `pair`; with `clients` it wants a certificate of that CA.
-fn server(
+pub(in crate::transport) fn server(
     pair: &Pair,
     clients: Option<&Ca>,
     versions: &[&'static SupportedProtocolVersion],

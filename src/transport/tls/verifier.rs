@@ -1,4 +1,4 @@
-//! Who the peer is: the chain by webpki, the name by RFC 5922.
+//! Who the peer is: the chain by webpki, the name by RFC 5922, for a WebSocket also by what HTTPS takes for one.
 
 use super::certificate::Parsed;
 use std::time::{Duration, SystemTime};
@@ -28,9 +28,23 @@ pub(super) enum Trust {
     Anybody,
 }
 
+/// Which names of a certificate are those of a host
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::transport) enum Names {
+    /// Whole ones (RFC 5922 §7.2)
+    Whole,
+    /// Also wildcards, as HTTPS has them (RFC 7118 §9.1, RFC 9525 §6.3)
+    #[cfg_attr(
+        not(feature = "ws"),
+        expect(dead_code, reason = "only a WebSocket takes them")
+    )]
+    Wildcards,
+}
+
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) trust: Trust,
+    pub(super) names: Names,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -84,7 +98,7 @@ impl ServerCertVerifier for Verifier {
         } else {
             self.chain(roots, end_entity, intermediates, now)?;
         }
-        if !parsed.is_for(&server_name.to_str()) {
+        if !parsed.is_for(&server_name.to_str(), self.names) {
             return Err(CertificateError::NotValidForNameContext {
                 expected: server_name.to_owned(),
                 presented: parsed.names().map(|name| name.to_string()).collect(),
