@@ -52,3 +52,5 @@ mod sipp;
 #[cfg(feature = "tls")]
 mod tls;
 mod torture;
+#[cfg(feature = "ws")]
+mod ws;
