@@ -3,6 +3,7 @@
 use sip_registration::{
     Agent, AgentBuilder, Credentials, DnsResolver, Events, Protocol, Registration,
     RegistrationBuilder, TcpTransport, TlsConfig, TlsTransport, TransportConfig, UdpTransport,
+    WsConfig, WsTransport,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,12 +12,13 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The flags of an account
 pub(crate) const FLAGS: &str = "--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
-    [--transport udp|tcp|tls] [--expires SECONDS]\n         \
+    [--transport udp|tcp|tls|ws|wss] [--path PATH] [--expires SECONDS]\n         \
     [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]";
 
 /// What some of them mean
 pub(crate) const MEANING: &str = "--ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
      what to show to a server that asks. --insecure believes anybody.\n\
+     --path is what a WebSocket is asked for, as /ws; / unless given.\n\
      The password is better given in the environment: SIP_PASSWORD.";
 
 #[derive(Default)]
@@ -27,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) password: Option<String>,
     pub(crate) proxy: Option<String>,
     pub(crate) transport: Option<String>,
+    pub(crate) path: Option<String>,
     pub(crate) expires: Option<u64>,
     pub(crate) ca: Option<String>,
     pub(crate) cert: Option<String>,
@@ -50,6 +53,7 @@ impl Options {
             "--password" => self.password = Some(value()?),
             "--proxy" => self.proxy = Some(value()?),
             "--transport" => self.transport = Some(value()?),
+            "--path" => self.path = Some(value()?),
             "--ca" => self.ca = Some(value()?),
             "--cert" => self.cert = Some(value()?),
             "--key" => self.key = Some(value()?),
@@ -100,11 +104,20 @@ impl Options {
         let config = |name: &str, protocol| TransportConfig::new(name, protocol);
         let udp = UdpTransport::bind(config("udp", Protocol::Udp)?).await?;
         let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
-        let tls = TlsTransport::new(config("tls", Protocol::Tls)?, self.tls()?)?;
+        let trust = self.tls()?;
+        let tls = TlsTransport::new(config("tls", Protocol::Tls)?, trust.clone())?;
+        let mut ws = WsConfig::new().with_tls(trust);
+        if let Some(path) = &self.path {
+            ws = ws.with_path(path)?;
+        }
+        let wss = WsTransport::new(config("wss", Protocol::Wss)?, ws.clone());
+        let ws = WsTransport::new(config("ws", Protocol::Ws)?, ws);
         let builder = Agent::builder()
             .transport("udp", udp)
             .transport("tcp", tcp)
-            .transport("tls", tls);
+            .transport("tls", tls)
+            .transport("ws", ws)
+            .transport("wss", wss);
         Ok(match self.nameserver {
             Some(address) => builder.resolver(DnsResolver::builder().name_server(address).build()),
             None => builder,

@@ -12,12 +12,13 @@ use std::time::Duration;
 /// accepted on the flow, unless [`FlowInfo::keep_alive`](crate::FlowInfo::keep_alive) says that the host sends them.
 ///
 /// An answer is due, and a flow without one has failed, only where the registrar has agreed to answer (`Require:
-/// outbound`, `Flow-Timer`, a `keep` with a value), where [`answered`](Self::answered) says so, and on a connection that
-/// has answered before. A server that never does stays usable.
+/// outbound`, `Flow-Timer`, a `keep` with a value), where [`answered`](Self::answered) says so, on a connection that has
+/// answered before, and on a WebSocket, whose Ping every server has to answer (RFC 6455 §5.5.2). A server that never does
+/// stays usable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeepAlivePolicy {
-    /// How often CRLFCRLF goes out on a connection, at random between the two; default 95–120 s (RFC 5626 §4.4.1),
+    /// How often CRLFCRLF, over WebSocket a Ping, goes out on a connection, at random between the two; default 95–120 s (RFC 5626 §4.4.1),
     /// `asterisk()` 90 s (pjsip.conf `keep_alive_interval`). `None`: only where the server asks for it. From 1 s to a day.
     pub stream: Option<RangeInclusive<Duration>>,
     /// What keeps a UDP flow alive where nothing was negotiated; default [`UdpKeepAlive::Crlf`], `asterisk()`

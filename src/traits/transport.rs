@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// What carries SIP messages: the built-in UDP and TCP, a mock, or a socket that the host owns
+/// What carries SIP messages: the built-in UDP, TCP, TLS and WebSocket, a mock, or a socket that the host owns
 ///
 /// A transport knows nothing of REGISTER. It opens flows, sends bytes on them, and hands what arrives to its
 /// [`Inbound`].
@@ -39,6 +39,9 @@ pub trait Flow: Send + Sync + Debug {
     fn info(&self) -> &FlowInfo;
 
     /// Sends one whole message, without waiting.
+    ///
+    /// On streams CRLFCRLF is a ping, whose answer is handed over as CRLF (RFC 5626 §4.4.1). Over WebSocket it is to go
+    /// out as a Ping, and the Pong to be handed over as CRLF: one that does not come in 10 s ends the flow.
     ///
     /// # Errors
     /// [`FlowError::Full`]: nothing was sent and the flow lives, the agent comes again later. Anything else: the flow

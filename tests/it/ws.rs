@@ -487,6 +487,22 @@ async fn a_message_that_is_too_long_or_no_sip_at_all() {
 }
 
 #[tokio::test]
+#[ignore = "takes two seconds; .ci/run runs it"]
+async fn a_handshake_that_is_not_answered_counts_as_connecting() {
+    let registrar = Faulty::new().await;
+    let mut office = Office::new(WsConfig::new()).await;
+    office.add("alice", &registrar.uri(), None).await;
+    let mut stream = registrar.stream().await;
+    let within = Duration::from_secs(2);
+    assert_eq!(office.refused().await, FlowError::ConnectTimeout(within));
+    // And nothing of it stays.
+    let mut request = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut request)).await;
+    read.expect("in time").expect("closed in order");
+    assert!(request.starts_with(b"GET / HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
 #[ignore = "takes eleven seconds; .ci/run runs it"]
 async fn a_connection_that_is_open_on_our_side_only_is_found_out_by_its_pong() {
     let registrar = Faulty::new().await;
