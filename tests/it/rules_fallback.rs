@@ -14,13 +14,17 @@ const SECOND: &str = "192.0.2.2:5060";
 const THIRD: &str = "192.0.2.3:5060";
 
 fn account() -> RegistrationBuilder {
+    account_at("sip:one.example.com")
+        .fallback_server("sip:two.example.com")
+        .fallback_proxy("sip:three.example.com;lr")
+}
+
+fn account_at(server: &str) -> RegistrationBuilder {
     let mut policy = Policy::default();
     policy.retry.jitter = 0.0;
     policy.refresh.jitter = 0.0;
-    Registration::builder("sip:one.example.com", "sip:alice@example.com")
+    Registration::builder(server, "sip:alice@example.com")
         .outbound_auth(Credentials::password("alice", "secret"))
-        .fallback_server("sip:two.example.com")
-        .fallback_proxy("sip:three.example.com;lr")
         .max_random_initial_delay(Duration::ZERO)
         .policy(policy)
 }
@@ -315,5 +319,31 @@ fn a_fallback_that_dies_leads_back_to_the_first_choice_in_the_same_attempt() {
         let went = run(&mut sim, &[SECOND, THIRD], grant, secs(200));
         assert_eq!(expiries(&mut sim), 0, "{grant}: {went:?}");
         assert_eq!(went.last().map(String::as_str), Some(FIRST));
+    }
+}
+
+#[test]
+fn what_holds_the_lease_is_no_target_of_another_choice() {
+    let mut sim = sim(account());
+    run(&mut sim, &[FIRST], 100, secs(40));
+    assert!(sim.status().is_registered());
+    // The name service does not say all of the first choice: that keeps a target of its own, and no other.
+    let srv = Query::srv("_sip._udp.one.example.com");
+    let broken = Err(ResolveError::Timeout);
+    sim.answer(srv, broken);
+    for _ in 0..20 {
+        while !sim.is_silent() {
+            let request = sim.sent();
+            let own = match to(&request).as_str() {
+                FIRST => "sip:one.example.com",
+                _ => "sip:two.example.com",
+            };
+            assert_eq!(&*request.uri(), own, "at {}", to(&request));
+            if to(&request) == SECOND {
+                sim.reply(&request, Reply::granted(100));
+            }
+        }
+        let step = sim.deadline().expect("a refresh is planned");
+        sim.advance(step);
     }
 }

@@ -784,10 +784,12 @@ impl Machine {
         }
     }
 
-    /// The target that holds the lease, as it is located; none while a redirect is followed, which leads away from it.
+    /// The target that holds the lease, as it is located; none while a redirect is followed or another choice is tried,
+    /// which lead away from it.
     pub(crate) fn bound(&self) -> Option<Target> {
-        let redirected = matches!(&self.plan, Plan::Cycle(cycle) if cycle.redirects > 0);
-        let lease = self.lease.as_ref().filter(|_| !redirected);
+        let elsewhere = matches!(&self.plan, Plan::Cycle(cycle)
+            if cycle.redirects > 0 || cycle.choice != self.seldom.choice);
+        let lease = self.lease.as_ref().filter(|_| !elsewhere);
         lease.map(|lease| match lease.stream {
             Stream::Used => lease.target.over(Protocol::Udp),
             Stream::Untried | Stream::Failed => lease.target.clone(),
