@@ -347,3 +347,28 @@ fn what_holds_the_lease_is_no_target_of_another_choice() {
         sim.advance(step);
     }
 }
+
+#[test]
+fn the_last_of_many_choices_has_its_turn() {
+    for dead in 1..=7_u8 {
+        let name = |number: u8| format!("{number}.example.com");
+        let mut builder = account_at(&format!("sip:{}", name(0)));
+        for number in 1..=dead {
+            builder = builder.fallback_server(&*format!("sip:{}", name(number)));
+        }
+        let mut sim = Sim::many([]);
+        for number in 0..=dead {
+            sim.resolve(
+                &name(number),
+                Ok(vec![IpAddr::from([192, 0, 2, 10 + number])]),
+            );
+        }
+        sim.add(builder.build().expect("a good configuration"));
+        let silent: Vec<_> = (0..dead)
+            .map(|number| format!("192.0.2.{}:5060", 10 + number))
+            .collect();
+        let silent: Vec<_> = silent.iter().map(String::as_str).collect();
+        let went = run(&mut sim, &silent, 600, secs(96));
+        assert!(sim.status().is_registered(), "{dead}: {went:?}");
+    }
+}

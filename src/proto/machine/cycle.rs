@@ -235,8 +235,9 @@ impl Machine {
     }
 
     /// Sets until when this choice may be silent, where another one has its turn after it: what is left of the lease, or of
-    /// the cycle, has to be enough for that.
+    /// the cycle, has to be enough for all of those.
     fn limit_choice(&mut self, now: Instant) {
+        let choices = self.registration.fallbacks().len() as u32 + 1;
         let another = self.next_choice().is_some();
         let timer_f = self.registration.policy().timers.timer_f;
         let Plan::Cycle(cycle) = &mut self.plan else {
@@ -246,7 +247,12 @@ impl Machine {
             return;
         }
         let spent = now.saturating_duration_since(cycle.started.unwrap_or(now));
-        let mut share = timer_f.max(CYCLE.saturating_sub(spent) / 2);
+        let after = choices.saturating_sub(cycle.visited.count_ones());
+        let mut share = CYCLE.saturating_sub(spent) / (after + 1);
+        // The first one has what it takes to find a dead target out.
+        if cycle.visited.count_ones() == 1 {
+            share = share.max(timer_f + ROOM);
+        }
         if let Some(lease) = &self.lease {
             let left = lease.expires_at.saturating_duration_since(now);
             share = share.min(left.saturating_sub(ROOM.min(left / 2)));
@@ -260,20 +266,27 @@ impl Machine {
     /// The time of this choice is over: the next one has its turn, unless somebody works on an answer.
     pub(super) fn choice_over(&mut self, cx: &mut Out<'_>) {
         let exchange = self.exchange(None);
-        let connect_timeout = self.registration.policy().timers.connect_timeout;
+        let timers = self.registration.policy().timers.clone();
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
         cycle.choice_until = None;
+        let silent = matches!(&cycle.step, Step::Registering(transaction)
+            if cx.now >= transaction.sent_at + timers.timer_f);
         let failure = match &cycle.step {
             // A timeout fails over only when there was no response at all (RFC 3263 §4.3).
             Step::Registering(transaction) if !transaction.answered || cycle.returns => {
                 Failure::Timeout
             }
-            Step::Opening { .. } => Failure::Flow(FlowError::ConnectTimeout(connect_timeout)),
+            Step::Opening { .. } => {
+                Failure::Flow(FlowError::ConnectTimeout(timers.connect_timeout))
+            }
             _ => return,
         };
         cycle.failure = Some((failure, exchange));
+        if silent {
+            self.found_silent(cx);
+        }
         self.prove(cx, None);
         self.lead_on(cx);
     }
