@@ -372,3 +372,23 @@ fn the_last_of_many_choices_has_its_turn() {
         assert!(sim.status().is_registered(), "{dead}: {went:?}");
     }
 }
+
+#[test]
+fn retry_after_of_one_choice_keeps_nobody_from_another() {
+    let mut sim = sim(account());
+    let first = sim.sent();
+    sim.reply(&first, Reply::status(503).header("Retry-After", "3600"));
+    // The others are silent: that they ask for nothing counts.
+    run(&mut sim, &[FIRST, SECOND, THIRD], 600, secs(96));
+    let events = sim.events();
+    let waits = events.iter().find_map(|event| match event {
+        Event::Rejected { retry_in, .. } => Some(*retry_in),
+        _ => None,
+    });
+    let waits = waits.expect("a retry");
+    assert!((secs(60)..=secs(66)).contains(&waits), "{events:#?}");
+    assert_eq!(sim.status().retries, 0, "maintenance uses up no retry");
+    // Who asked is left alone, the others are not.
+    let went = run(&mut sim, &[], 600, secs(66));
+    assert_eq!(went, [SECOND]);
+}

@@ -166,20 +166,13 @@ impl Machine {
             }
             300..=399 => self.redirect(cx, response, failure, exchange),
             408 | 503 => {
-                let seconds = response.retry_after();
-                if let Some(seconds) = seconds {
-                    let least = cycle
-                        .retry_after
-                        .map_or(seconds, |least| least.min(seconds));
-                    cycle.retry_after = Some(least);
-                }
-                self.next_target(cx, failure, exchange);
+                self.next_target(cx, failure, response.retry_after(), exchange);
             }
             _ => {
                 let retry_after = response.retry_after();
                 let at_once = retry_after == Some(0) && policy.retry.retry_after_zero;
                 if at_once && cycle.next + 1 < cycle.targets.len() {
-                    self.next_target(cx, failure, exchange);
+                    self.next_target(cx, failure, retry_after, exchange);
                 } else {
                     self.fail(cx, failure, retry_after, exchange);
                 }

@@ -43,6 +43,7 @@ impl Machine {
             targets: Vec::new(),
             next: 0,
             retry_after: None,
+            unasked: false,
             retry_in: None,
             from_tag: cx.entropy.hex(8).into(),
             step: Step::Between,
@@ -159,6 +160,7 @@ impl Machine {
             self.open(cx);
         } else {
             cycle.failure = Some((Failure::Resolve(error), None));
+            cycle.asked_by(None);
             cycle.targets.clear();
             cycle.next = 0;
             self.exhausted(cx);
@@ -174,7 +176,14 @@ impl Machine {
             return;
         };
         let (failure, exchange) = cycle.failure.take().unwrap_or((Failure::Budget, None));
-        let retry_after = cycle.retry_after;
+        let mut retry_after = cycle.retry_after;
+        if cycle.unasked {
+            // Whoever failed and asked for nothing may be tried again as after any failure. That those who asked are
+            // in maintenance still uses up no retry.
+            let interval = self.registration.policy().retry.interval(self.retries);
+            let most = interval.as_secs().max(1) as u32;
+            retry_after = retry_after.map(|seconds| seconds.min(most));
+        }
         self.fail(cx, failure, retry_after, exchange);
     }
 
@@ -284,6 +293,7 @@ impl Machine {
             _ => return,
         };
         cycle.failure = Some((failure, exchange));
+        cycle.asked_by(None);
         if silent {
             self.found_silent(cx);
         }
@@ -380,14 +390,8 @@ impl Machine {
                     Some(failure) => failure,
                     None => (Failure::Flow(FlowError::TargetDown { retry_after }), None),
                 };
-                if let Some(left) = retry_after {
-                    let seconds = left.as_secs_f64().ceil() as u32;
-                    let least = cycle
-                        .retry_after
-                        .map_or(seconds, |least| least.min(seconds));
-                    cycle.retry_after = Some(least);
-                }
-                self.next_target(cx, failure, exchange);
+                let retry_after = retry_after.map(|left| left.as_secs_f64().ceil() as u32);
+                self.next_target(cx, failure, retry_after, exchange);
             }
             Err(error) => {
                 // Without TCP it goes over UDP as before, and there is no failure to tell (D23).
@@ -405,7 +409,7 @@ impl Machine {
                     cycle.at_target = 0;
                     return self.open(cx);
                 }
-                self.next_target(cx, Failure::Flow(error), None);
+                self.next_target(cx, Failure::Flow(error), None, None);
             }
         }
     }
@@ -435,6 +439,7 @@ impl Machine {
         &mut self,
         cx: &mut Out<'_>,
         failure: Failure,
+        retry_after: Option<u32>,
         exchange: Option<Box<Exchange>>,
     ) {
         // Nobody said whether the credentials were right: for another target they have to pass the guard again.
@@ -444,6 +449,7 @@ impl Machine {
             return;
         };
         cycle.failure = Some((failure, exchange));
+        cycle.asked_by(retry_after);
         cycle.next += 1;
         cycle.at_target = 0;
         cycle.fresh_flow = false;
@@ -599,6 +605,17 @@ impl Cycle {
             _ => 0,
         };
         TARGETS_A_CYCLE.saturating_sub(self.tried + waiting).max(1)
+    }
+
+    /// Takes in how long a target that failed asks to be left alone, if it does (D11).
+    fn asked_by(&mut self, retry_after: Option<u32>) {
+        match retry_after {
+            Some(seconds) => {
+                let least = self.retry_after.map_or(seconds, |least| least.min(seconds));
+                self.retry_after = Some(least);
+            }
+            None => self.unasked = true,
+        }
     }
 
     /// Puts TCP to the target at hand before it, once and within the budget (RFC 3261 §18.1.1, D23).

@@ -382,6 +382,8 @@ struct Cycle {
     retry_in: Option<Duration>,
     /// Smallest Retry-After of the targets that answered 503 (D11)
     retry_after: Option<u32>,
+    /// Whether a target failed that did not ask to be left alone
+    unasked: bool,
     from_tag: Box<str>,
     step: Step,
     flow: Option<(FlowId, Arc<FlowInfo>)>,

@@ -39,7 +39,7 @@ impl Machine {
                         cx.out.push(Output::Cancel(*op));
                         let error = FlowError::ConnectTimeout(timers.connect_timeout);
                         self.found(cx, TargetOutcome::Unreachable);
-                        self.next_target(cx, Failure::Flow(error), None);
+                        self.next_target(cx, Failure::Flow(error), None, None);
                     }
                     Step::Held { until, .. } if cx.now >= *until => self.open(cx),
                     Step::Asking { op, until, .. } if cx.now >= *until => {
@@ -73,7 +73,7 @@ impl Machine {
                         Due::TimedOut => {
                             self.found_silent(cx);
                             let exchange = self.exchange(None);
-                            self.next_target(cx, Failure::Timeout, exchange);
+                            self.next_target(cx, Failure::Timeout, None, exchange);
                         }
                     },
                     _ => {}
@@ -266,6 +266,6 @@ impl Machine {
             self.found_silent(cx);
         }
         let exchange = self.exchange(None);
-        self.next_target(cx, Failure::Flow(error), exchange);
+        self.next_target(cx, Failure::Flow(error), None, exchange);
     }
 }
