@@ -392,3 +392,50 @@ fn retry_after_of_one_choice_keeps_nobody_from_another() {
     let went = run(&mut sim, &[], 600, secs(66));
     assert_eq!(went, [SECOND]);
 }
+
+#[test]
+fn the_same_credentials_refused_by_the_first_choice_stay_good_at_the_fallback() {
+    for grant in [60, 600] {
+        let mut sim = sim(account());
+        let mut nonce = 0;
+        let end = secs(4 * 3600);
+        let mut refused = 0;
+        while sim.elapsed() < end {
+            while !sim.is_silent() {
+                let request = sim.sent();
+                let answered = request.header("Authorization").is_some();
+                nonce += 1;
+                let again = Reply::challenge("example.com", &format!("n{nonce}"));
+                match to(&request).as_str() {
+                    FIRST if sim.elapsed() < secs(100) => {}
+                    FIRST => {
+                        refused += u32::from(answered);
+                        sim.reply(&request, again);
+                    }
+                    _ if answered => sim.reply(&request, Reply::granted(grant)),
+                    _ => sim.reply(&request, again),
+                }
+            }
+            let Some(step) = sim.deadline() else { break };
+            sim.advance(step);
+        }
+        let events = sim.events();
+        let lost = events
+            .iter()
+            .any(|event| matches!(event, Event::Expired { .. } | Event::GaveUp { .. }));
+        let last = &events[events.len().saturating_sub(6)..];
+        assert!(!lost, "{grant}: {last:#?}");
+        assert!(
+            (2..=5).contains(&refused),
+            "{grant}: {refused} refusals in four hours"
+        );
+        run(&mut sim, &[FIRST], grant, secs(1));
+        // A changed password is tried at the next refresh.
+        let changed = account().outbound_auth(Credentials::password("alice", "changed"));
+        let changed = std::sync::Arc::new(changed.build().expect("a good configuration"));
+        sim.input(Input::Reconfigure(changed));
+        let next = sim.deadline().expect("a refresh is planned");
+        sim.advance(next);
+        assert_eq!(to(&sim.sent()), FIRST);
+    }
+}

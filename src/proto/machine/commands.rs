@@ -252,6 +252,9 @@ impl Machine {
         }
         if credentials {
             self.sessions.forget();
+            if let Some(seldom) = self.seldom.there() {
+                seldom.fell_back = None;
+            }
         }
     }
 

@@ -73,6 +73,9 @@ const GUARDED: Duration = Duration::from_secs(120);
 const HELD: Duration = Duration::from_secs(32);
 /// A binding at a fallback tries the first choice again after this (as a target does, D12)
 const RETURN: Duration = Duration::from_secs(300);
+/// … or after this, where the first choice refused our credentials: that they are good at the fallback clears the count of
+/// refusals (D6), and must not lock the account at the first
+const RETURN_REFUSED: Duration = Duration::from_secs(3600);
 /// No host means more than this by a deadline or a spread, and `Instant` has an end
 const LONGEST: Duration = Duration::from_secs(86_400);
 /// What has to be left of a lease beyond timer F, for a target that may be dead: another one and a challenge fit (D1)
@@ -498,8 +501,9 @@ struct Seldom {
     /// The registrar refuses two Contacts in one REGISTER (D18)
     sole_contact: bool,
     security_server: Vec<Box<str>>,
-    /// The fallback that is bound, and since when; 0: the first choice
+    /// The fallback that is bound; 0: the first choice
     choice: u8,
+    /// [`RETURN`] after this the first choice is tried again
     fell_back: Option<Instant>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     without_outbound: bool,

@@ -112,6 +112,10 @@ impl Machine {
         match cycle.purpose {
             // A return that fails, whatever the first choice said, costs nothing of what is bound.
             Purpose::Register if cycle.returns => {
+                if matches!(failure, Failure::CredentialsRefused { .. }) {
+                    let since = cx.now + RETURN_REFUSED.saturating_sub(RETURN);
+                    self.seldom.change().fell_back = Some(since);
+                }
                 if let Plan::Cycle(cycle) = &mut self.plan {
                     cycle.failure = Some((failure, exchange));
                 }
