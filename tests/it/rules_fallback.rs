@@ -439,3 +439,85 @@ fn the_same_credentials_refused_by_the_first_choice_stay_good_at_the_fallback() 
         assert_eq!(to(&sim.sent()), FIRST);
     }
 }
+
+/// A `sip:` registrar whose fallback is a `sips:` one, with TLS to reach that.
+fn with_a_secure_fallback(account: RegistrationBuilder) -> Sim {
+    let account = account.fallback_server("sips:two.example.com");
+    let mut sim = Sim::many([]);
+    sim.with(|pool, _| pool.add_transport("tls", &[Protocol::Tls]));
+    sim.resolve("two.example.com", Ok(vec![IpAddr::from([192, 0, 2, 2])]));
+    sim.add(account.build().expect("a good configuration"));
+    let first = sim.sent();
+    assert_eq!(first.target().protocol(), Protocol::Udp);
+    sim.reply(&first, Reply::status(503));
+    sim
+}
+
+#[test]
+fn a_secure_fallback_is_reached_over_tls_alone_by_its_proxy_too() {
+    for proxy in [None, Some("sip:proxy.example.com;lr")] {
+        let mut account = account_at("sip:one.example.com");
+        account = match proxy {
+            Some(proxy) => account.outbound_proxy(proxy),
+            None => account,
+        };
+        let second = with_a_secure_fallback(account).sent();
+        assert_eq!(second.target().protocol(), Protocol::Tls, "{proxy:?}");
+        let contact = second.text_of("Contact");
+        assert!(contact.starts_with("<sips:"), "{contact}");
+    }
+    // The other way round it is not asked for.
+    let account = account_at("sips:one.example.com").fallback_server("sip:two.example.com");
+    let mut sim = Sim::many([]);
+    sim.with(|pool, _| pool.add_transport("tls", &[Protocol::Tls]));
+    sim.add(account.build().expect("a good configuration"));
+    let first = sim.sent();
+    assert_eq!(first.target().protocol(), Protocol::Tls);
+    sim.reply(&first, Reply::status(503));
+    assert_eq!(sim.sent().target().protocol(), Protocol::Udp);
+}
+
+#[test]
+fn a_contact_of_a_fallback_is_rewritten_once() {
+    let mut account = account_at("sip:one.example.com");
+    let mut policy = Policy::default();
+    policy.contact_rewriting = ContactRewriting::Mapped;
+    account = account.policy(policy);
+    let mut sim = with_a_secure_fallback(account);
+    for contact in ["sips:s@192.0.2.1:", "sips:s@198.51.100.7:"] {
+        let request = sim.sent();
+        assert!(request.text_of("Contact").contains(contact));
+        let seen = "198.51.100.7:40001".parse().expect("an address");
+        sim.reply(&request, Reply::granted(200).seen_from(seen));
+        sim.advance(secs(1));
+    }
+    assert!(sim.is_silent(), "nothing of the Contact has changed");
+    while sim.is_silent() {
+        let next = sim.deadline().expect("a refresh is planned");
+        sim.advance(next);
+    }
+    let request = sim.sent();
+    let seen = "198.51.100.7:40001".parse().expect("an address");
+    sim.reply(&request, Reply::granted(200).seen_from(seen));
+    sim.advance(secs(5));
+    assert!(sim.is_silent(), "nor after a refresh");
+}
+
+#[test]
+fn an_options_at_a_fallback_asks_the_fallback() {
+    let mut policy = Policy::default();
+    policy.keep_alive.udp = UdpKeepAlive::Options;
+    policy.keep_alive.udp_without_nat = true;
+    let mut sim = sim(account().policy(policy));
+    let first = sim.sent();
+    sim.reply(&first, Reply::status(503));
+    let second = sim.sent();
+    sim.reply(&second, Reply::granted(600));
+    sim.advance(secs(29));
+    let options = sim.sent();
+    assert_eq!(options.method(), "OPTIONS");
+    assert_eq!(
+        (to(&options).as_str(), &*options.uri()),
+        (SECOND, "sip:two.example.com")
+    );
+}

@@ -692,7 +692,7 @@ impl Machine {
         }
         let info = FlowInfo::clone(info).with_mapped(Some(mapped));
         let line = self.identity.line.as_deref();
-        *write::contact_uri(&self.registration, &info, line) != *cycle.contact_uri
+        *write::contact_uri(self.choice(), &info, line) != *cycle.contact_uri
     }
 
     pub(super) fn store_security(&mut self, response: &Response) {

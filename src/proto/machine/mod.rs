@@ -802,6 +802,15 @@ impl Machine {
         })
     }
 
+    /// The choice that is tried now, or else the one that is bound: where its requests go, and as what.
+    pub(crate) fn choice(&self) -> &Registration {
+        let number = match &self.plan {
+            Plan::Cycle(cycle) => cycle.choice,
+            _ => self.seldom.choice,
+        };
+        self.registration.choice(number)
+    }
+
     /// Whether the cycle under way can afford a target that may be dead, and another one after it.
     pub(crate) fn may_try(&self, now: Instant) -> bool {
         let least = self.registration.policy().timers.timer_f + ROOM;

@@ -180,17 +180,19 @@ impl Pool {
             .flows
             .first_user(flow)
             .and_then(|index| self.in_slot(index));
-        let registration = user.and_then(|id| self.registration(id)).map(Arc::clone);
-        let (Some(registration), Some(info)) = (registration, self.flows.info(flow)) else {
+        let choice = user
+            .and_then(|id| self.entry(id))
+            .map(|entry| entry.machine.choice());
+        let (Some(registration), Some(info)) = (choice, self.flows.info(flow)) else {
             return;
         };
         let branch = flow::branch(&self.tag, flow, cx.entropy);
         let (call_id, from_tag) = (cx.entropy.hex(16), cx.entropy.hex(8));
-        let message = write::options(&registration, info, &branch, &call_id, &from_tag);
-        let timers = &registration.policy().timers;
+        let message = write::options(registration, info, &branch, &call_id, &from_tag);
+        let timers = registration.policy().timers.clone();
         let reliable = info.protocol().is_reliable();
-        let transaction = Transaction::new(timers, reliable, branch, message.clone(), cx.now);
-        self.flows.options_sent(flow, timers, transaction);
+        let transaction = Transaction::new(&timers, reliable, branch, message.clone(), cx.now);
+        self.flows.options_sent(flow, &timers, transaction);
         cx.out.push(PoolOutput::Send { flow, message });
     }
 

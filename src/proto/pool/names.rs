@@ -93,8 +93,8 @@ impl Pool {
 
     /// Whether a registration asks for a secure protocol, and what its transport speaks, or all of ours in their order.
     fn spoken(&self, id: RegistrationId) -> Result<(bool, Vec<Protocol>), ResolveError> {
-        let registration = self.registration(id);
-        let named = registration.and_then(|registration| registration.transport());
+        let choice = self.entry(id).map(|entry| entry.machine.choice());
+        let named = choice.and_then(|choice| choice.transport());
         let mut protocols = Vec::new();
         for (_, speaks) in self
             .transports
@@ -111,7 +111,7 @@ impl Pool {
             Some(name) if !self.transports.iter().any(|(known, _)| known == name) => Err(
                 ResolveError::Failed(format!("no transport named {name:?}").into()),
             ),
-            _ => Ok((registration.is_some_and(|one| one.is_sips()), protocols)),
+            _ => Ok((choice.is_some_and(|one| one.is_sips()), protocols)),
         }
     }
 
