@@ -3,6 +3,7 @@
 use assert_matches::assert_matches;
 use sip_registration::testkit::{Reply, SentRequest, Sim};
 use sip_registration::*;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -270,4 +271,66 @@ fn d23_nothing_is_asked_of_a_pool_that_has_no_tcp() {
         }
     }
     assert_eq!(sent, 1);
+}
+
+/// A registration at a name with two addresses whose requests are too long for a datagram.
+fn at_two_addresses() -> Sim {
+    let mut sim = Sim::many([]);
+    let addresses = [9, 10].map(|last| IpAddr::from([192, 0, 2, last]));
+    sim.resolve("example.com", Ok(addresses.to_vec()));
+    sim.add(built(long(1300).server_uri("sip:example.com")));
+    sim
+}
+
+#[test]
+fn d23_a_server_that_dies_costs_timer_f_once_and_no_lease() {
+    for grant in [80, 120, 600] {
+        for made_anew in [false, true] {
+            let mut sim = at_two_addresses();
+            let register = sim.sent();
+            assert_over(&register, Protocol::Tcp);
+            sim.reply(&register, Reply::granted(grant));
+            sim.advance(secs(35));
+            if made_anew {
+                // Nor is a connection to it made any more.
+                sim.stall_opens(true);
+                sim.fail_flow(register.flow(), FlowError::Reset);
+                sim.advance(secs(8));
+                sim.stall_opens(false);
+            } else {
+                assert_over(&due(&mut sim), Protocol::Tcp);
+            }
+            sim.advance(secs(32));
+            let other = sim.sent();
+            assert_eq!(other.target().to_string(), "TCP 192.0.2.10:5060");
+            sim.reply(&other, Reply::granted(grant));
+            let events = sim.events();
+            let lost =
+                |event: &Event| matches!(event, Event::Expired { .. } | Event::Rejected { .. });
+            assert!(!events.iter().any(lost), "{grant}: {events:#?}");
+        }
+    }
+    // With nothing over TCP at any address, UDP has its turn all the same.
+    let mut sim = at_two_addresses();
+    let mut went = Vec::new();
+    for _ in 0..4 {
+        let request = sim.sent();
+        went.push(request.target().to_string());
+        sim.advance(secs(31));
+        sim.all_sent();
+        if request.target().protocol() == Protocol::Udp {
+            sim.reply(&request, Reply::granted(600));
+            break;
+        }
+        sim.advance(secs(1));
+    }
+    assert_eq!(
+        went,
+        [
+            "TCP 192.0.2.9:5060",
+            "TCP 192.0.2.10:5060",
+            "UDP 192.0.2.9:5060"
+        ]
+    );
+    assert!(sim.status().is_registered());
 }

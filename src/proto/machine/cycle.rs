@@ -402,9 +402,13 @@ impl Machine {
                 if error.is_of_the_target() {
                     self.found(cx, TargetOutcome::Unreachable);
                 }
+                let dead = self.is_dead_over_tcp(&Failure::Flow(error.clone()));
                 if let Plan::Cycle(cycle) = &mut self.plan
                     && instead
                 {
+                    if dead {
+                        cycle.postpone_udp();
+                    }
                     cycle.next += 1;
                     cycle.at_target = 0;
                     return self.open(cx);
@@ -445,15 +449,32 @@ impl Machine {
         // Nobody said whether the credentials were right: for another target they have to pass the guard again.
         self.prove(cx, None);
         self.cancel_step(cx);
+        let dead = self.is_dead_over_tcp(&failure);
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
+        if dead {
+            cycle.postpone_udp();
+        }
         cycle.failure = Some((failure, exchange));
         cycle.asked_by(retry_after);
         cycle.next += 1;
         cycle.at_target = 0;
         cycle.fresh_flow = false;
         self.open(cx);
+    }
+
+    /// Whether TCP in the place of UDP failed as it does where the server is dead, so that UDP would find the same (D23).
+    fn is_dead_over_tcp(&self, failure: &Failure) -> bool {
+        let was_used = |lease: &Lease| lease.stream == Stream::Used;
+        match failure {
+            Failure::Timeout => true,
+            // A firewall that lets no TCP through looks the same, where there was none before.
+            Failure::Flow(FlowError::ConnectTimeout(_)) => {
+                self.lease.as_ref().is_some_and(was_used)
+            }
+            _ => false,
+        }
     }
 
     /// Sends a request at the target at hand, within the budget.
@@ -650,6 +671,15 @@ impl Cycle {
         let next = self.targets.get(self.next + 1);
         matches!((at_hand, next), (Some(stream), Some(udp))
             if stream.protocol() == Protocol::Tcp && *udp == stream.over(Protocol::Udp))
+    }
+
+    /// Puts UDP, where TCP in its place is at hand, behind the other targets: a server that is dead over both would cost
+    /// timer F twice, and with it the lease (D1).
+    fn postpone_udp(&mut self) {
+        if self.is_instead_of_udp() {
+            let udp = self.targets.remove(self.next + 1);
+            self.targets.push(udp);
+        }
     }
 
     /// What the grant of the target at hand tells of TCP in the place of UDP.
