@@ -85,7 +85,8 @@ impl AgentBuilder {
     }
 
     /// Adds the built-in transports `udp` and `tcp`, with the feature `tls` also `tls` with the system's roots, and with
-    /// the feature `ws` also `ws` and `wss` with the path `/`, on any address and a free port.
+    /// the feature `ws` also `ws` and `wss` with the path `/`, on any address and a free port; a name that
+    /// [`transport`](Self::transport) gave to another one is that one's.
     ///
     /// WebSocket is used only where a URI says `transport=ws`, or a NAPTR record offers it.
     pub const fn system_transports(mut self) -> Self {
@@ -217,17 +218,21 @@ impl AgentBuilder {
                 },
             })
         };
-        let udp = UdpTransport::bind(config("udp", Protocol::Udp)?)
-            .await
-            .map_err(|source| AgentError::Transport {
-                name: "udp".into(),
-                source,
-            })?;
-        self.transports.push(("udp".into(), Arc::new(udp)));
-        let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
-        self.transports.push(("tcp".into(), Arc::new(tcp)));
+        if !self.has("udp") {
+            let udp = UdpTransport::bind(config("udp", Protocol::Udp)?)
+                .await
+                .map_err(|source| AgentError::Transport {
+                    name: "udp".into(),
+                    source,
+                })?;
+            self.transports.push(("udp".into(), Arc::new(udp)));
+        }
+        if !self.has("tcp") {
+            let tcp = TcpTransport::new(config("tcp", Protocol::Tcp)?);
+            self.transports.push(("tcp".into(), Arc::new(tcp)));
+        }
         #[cfg(feature = "tls")]
-        {
+        if !self.has("tls") {
             let tls = TlsTransport::new(config("tls", Protocol::Tls)?, TlsConfig::new()).map_err(
                 |source| AgentError::Transport {
                     name: "tls".into(),
@@ -238,10 +243,17 @@ impl AgentBuilder {
         }
         #[cfg(feature = "ws")]
         for (name, protocol) in [("ws", Protocol::Ws), ("wss", Protocol::Wss)] {
+            if self.has(name) {
+                continue;
+            }
             let ws = WsTransport::new(config(name, protocol)?, WsConfig::new());
             self.transports.push((name.into(), Arc::new(ws)));
         }
         Ok(())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.transports.iter().any(|(known, _)| **known == *name)
     }
 }
 

@@ -322,6 +322,20 @@ async fn an_agent_needs_a_transport_of_each_name_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_transport_with_the_name_of_a_built_in_one_takes_its_place() {
+    let (own, mut wire) = MockTransport::new();
+    let agent = Agent::builder()
+        .transport("udp", own)
+        .system_transports()
+        .build()
+        .await
+        .unwrap();
+    let _handle = agent.add(account()).await.unwrap();
+    let register = wire.next_request().await;
+    assert_eq!(register.method(), "REGISTER");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wall_clock_that_ran_ahead_ages_the_lease() {
     use std::sync::atomic::Ordering;
     #[derive(Debug, Clone)]
