@@ -134,7 +134,7 @@
 //! means, [`Policy::persistent`] for what must never give up. Decisions and departures from the RFCs are in
 //! `docs/design.md`, the options in `docs/options.md`.
 #![cfg_attr(not(feature = "tokio"), doc = include_str!("agent_links.md"))]
-#![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(doctest, feature = "dns", feature = "tls"), doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating-from-asterisk.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
