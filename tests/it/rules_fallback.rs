@@ -209,6 +209,27 @@ fn what_one_registrar_asked_for_is_not_told_to_another() {
 }
 
 #[test]
+fn what_a_fallback_asked_for_in_an_attempt_that_failed_is_not_told_to_the_first_choice() {
+    let mut sim = sim(account().expiration(secs(60)));
+    let first = sim.sent();
+    sim.reply(&first, Reply::status(503));
+    let second = sim.sent();
+    sim.reply(&second, Reply::status(423).header("Min-Expires", "1800"));
+    let raised = sim.sent();
+    assert_eq!(
+        (to(&raised).as_str(), &*raised.text_of("Expires")),
+        (SECOND, "1800")
+    );
+    sim.reply(&raised, Reply::status(500));
+    sim.advance(secs(60));
+    let again = sim.sent();
+    assert_eq!(
+        (to(&again).as_str(), &*again.text_of("Expires")),
+        (FIRST, "60")
+    );
+}
+
+#[test]
 fn fallbacks_are_checked_and_their_change_replaces_the_binding() {
     let refused = account().fallback_server("sip:").build();
     assert!(

@@ -24,9 +24,7 @@ impl Machine {
             Purpose::Register if self.lease.is_none() || returns => 0,
             _ => self.seldom.choice,
         };
-        if choice != self.seldom.choice {
-            self.forget_choice();
-        }
+        self.turn_to(choice);
         let returns = self.lease.is_some() && choice != self.seldom.choice;
         let before = std::mem::replace(&mut self.plan, Plan::Idle);
         self.plan = Plan::Cycle(Box::new(Cycle {
@@ -228,19 +226,22 @@ impl Machine {
             cycle.security_resent = false;
             cycle.security_only_verify = false;
         }
-        self.forget_choice();
+        self.turn_to(choice);
         self.relocate(cx);
     }
 
     /// What was learnt from one choice is nothing to another.
-    fn forget_choice(&mut self) {
-        self.sessions.clear_for_retry();
-        if let Some(seldom) = self.seldom.there() {
-            seldom.min_expires = 0;
-            seldom.sole_contact = false;
-            seldom.without_outbound = false;
-            seldom.security_server.clear();
+    fn turn_to(&mut self, choice: u8) {
+        if choice == self.seldom.learnt_from {
+            return;
         }
+        self.sessions.clear_for_retry();
+        let seldom = self.seldom.change();
+        seldom.learnt_from = choice;
+        seldom.min_expires = 0;
+        seldom.sole_contact = false;
+        seldom.without_outbound = false;
+        seldom.security_server.clear();
     }
 
     /// Sets until when this choice may be silent, where another one has its turn after it: what is left of the lease, or of

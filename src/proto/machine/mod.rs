@@ -501,6 +501,8 @@ struct Seldom {
     /// The registrar refuses two Contacts in one REGISTER (D18)
     sole_contact: bool,
     security_server: Vec<Box<str>>,
+    /// Whose word `min_expires`, `sole_contact`, `security_server` and `without_outbound` are: the number of a choice
+    learnt_from: u8,
     /// The fallback that is bound; 0: the first choice
     choice: u8,
     /// [`RETURN`] after this the first choice is tried again
@@ -533,6 +535,7 @@ static NOTHING: Seldom = Seldom {
     stale: Vec::new(),
     sole_contact: false,
     security_server: Vec::new(),
+    learnt_from: 0,
     choice: 0,
     fell_back: None,
     without_outbound: false,
@@ -552,6 +555,7 @@ impl Seldom {
             stale,
             sole_contact,
             security_server,
+            learnt_from,
             choice,
             fell_back,
             without_outbound,
@@ -564,7 +568,7 @@ impl Seldom {
             && stale.is_empty()
             && !sole_contact
             && security_server.is_empty()
-            && *choice == 0
+            && (*learnt_from, *choice) == (0, 0)
             && fell_back.is_none()
             && !without_outbound
             && !others_hold
