@@ -594,7 +594,7 @@ pub(crate) fn branch(tag: &str, id: FlowId, entropy: &mut Entropy) -> Box<str> {
 }
 
 fn flow_of(branch: &str) -> Option<FlowId> {
-    let (_, rest) = branch.split_once(MARK)?;
+    let (_, rest) = branch.split_once([MARK, MARK.to_ascii_uppercase()])?;
     let number = u64::from_str_radix(rest.get(..16)?, 16).ok()?;
     Some(FlowId::new(number))
 }

@@ -237,7 +237,7 @@ impl Keeping {
     /// A final answer to the OPTIONS with this branch came; false where none is waited for.
     pub(crate) fn options_answered(&mut self, branch: &str) -> bool {
         let ours = matches!(&self.pending, Some(Pending::Options { transaction, .. })
-            if *transaction.branch == *branch);
+            if transaction.branch.eq_ignore_ascii_case(branch));
         if ours {
             self.pending = None;
             self.answered = true;

@@ -2,6 +2,8 @@
 //!
 //! Every test has users of its own, so all may run at once. Bindings and requests are asked of Kamailio, not of us.
 
+mod defines;
+
 use crate::lab::{Arrived, Bound, Lab};
 use assert_matches::assert_matches;
 use sip_registration::{

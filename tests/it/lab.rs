@@ -59,7 +59,17 @@ impl Lab {
 
     /// The proxy in front of this registrar.
     pub(crate) fn behind_an_edge(&self) -> &'static Self {
-        Self::running("edge", &[&format!("REG_PORT={}", self.port())])
+        self.behind_an_edge_with(&[])
+    }
+
+    /// The same with these defines.
+    pub(crate) fn behind_an_edge_with(&self, defines: &[&str]) -> &'static Self {
+        let port = format!("REG_PORT={}", self.port());
+        let defines: Vec<&str> = [&*port]
+            .into_iter()
+            .chain(defines.iter().copied())
+            .collect();
+        Self::running("edge", &defines)
     }
 
     /// A registrar that no other test uses, to be stopped and restarted.

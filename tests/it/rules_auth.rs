@@ -404,6 +404,17 @@ fn d10_a_423_is_never_guessed() {
 }
 
 #[test]
+fn d10_of_several_min_expires_the_largest_is_taken() {
+    for [first, second] in [["120", "300"], ["300", "120"], ["300", "soon"]] {
+        let mut sim = Sim::new(built(account().expiration(secs(60))));
+        let brief = Reply::status(423).header("Min-Expires", first);
+        let register = sim.sent();
+        sim.reply(&register, brief.header("Min-Expires", second));
+        assert_eq!(sim.sent().text_of("Expires"), "300", "{first}, {second}");
+    }
+}
+
+#[test]
 fn d6_two_wrong_passwords_of_one_account_do_not_unblock_each_other() {
     let wrong = |password: &str| {
         built(

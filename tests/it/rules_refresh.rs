@@ -401,6 +401,20 @@ fn d25_foreign_answers_are_dropped() {
 }
 
 #[test]
+fn a_branch_that_comes_back_in_another_case_is_the_same() {
+    let mut sim = Sim::new(under(Policy::default()));
+    let register = sim.sent();
+    let good = String::from_utf8(Reply::granted(60).to(&register).to_vec()).expect("text");
+    let (before, branch) = good.split_once("branch=").expect("a branch");
+    let end = branch.find([';', '\r']).expect("its end");
+    let (branch, after) = branch.split_at(end);
+    let shouted = branch.to_ascii_uppercase();
+    assert_ne!(shouted, branch);
+    sim.push(&register, format!("{before}branch={shouted}{after}").into());
+    assert!(sim.status().is_registered());
+}
+
+#[test]
 fn d25_a_success_after_timer_f_is_ignored_and_removed_nevertheless() {
     let mut sim = Sim::new(under(Policy::default()));
     let register = sim.sent();

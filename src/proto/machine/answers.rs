@@ -16,7 +16,11 @@ impl Machine {
         };
         // RFC 3261 §17.1.3: branch and CSeq method; §8.1.3.3 and §18.1.2: one Via, our sent-by (D25).
         let Some(via) = response.via() else { return };
-        let matches = via.branch.as_deref() == Some(&*transaction.branch)
+        // A branch is a token, so its case does not count (§7.3.1).
+        let matches = via
+            .branch
+            .as_deref()
+            .is_some_and(|branch| branch.eq_ignore_ascii_case(&transaction.branch))
             && response.via_count() == 1
             && response
                 .cseq()
@@ -111,7 +115,8 @@ impl Machine {
             401 | 407 => self.challenged(cx, response, exchange),
             423 if registers => {
                 let asked = self.registration.expiration().max(self.seldom.min_expires);
-                match response.delta_seconds("Min-Expires") {
+                // Of several the largest: it satisfies the others too.
+                match response.most_delta_seconds("Min-Expires") {
                     Some(least) if least > asked && least <= lease::LONGEST => {
                         self.seldom.change().min_expires = least;
                         self.sessions.begin_request();

@@ -420,6 +420,12 @@ impl Headers {
         digits_of(self.header(header)?.as_bytes())
     }
 
+    /// The same of a header field that should be there once and is there several times: the largest.
+    pub(crate) fn most_delta_seconds(&self, header: &str) -> Option<u32> {
+        let values = self.headers(header);
+        values.filter_map(|value| digits_of(value.as_bytes())).max()
+    }
+
     /// The option tags in Require, Supported or Unsupported, RFC 3261 §19.2.
     #[must_use]
     pub fn option_tags(&self, header: &str) -> Vec<String> {

@@ -87,7 +87,7 @@ impl Pool {
     }
 
     pub(super) fn id_of(&self, branch: &str) -> Option<RegistrationId> {
-        let rest = branch.strip_prefix("z9hG4bK")?.strip_prefix(&*self.tag)?;
+        let rest = after_tag(branch, &self.tag)?;
         let index = u32::from_str_radix(rest.get(..8)?, 16).ok()?;
         let generation = u32::from_str_radix(rest.get(8..16)?, 16).ok()?;
         let id = RegistrationId { index, generation };

@@ -147,10 +147,24 @@ pub(crate) fn accepts(tag: &str, message: &[u8]) -> bool {
         return FlowTable::is_ours(tag_bytes(tag), message);
     }
     let head = message.get(..message.len().min(4096)).unwrap_or_default();
-    let cookie = b"z9hG4bK";
-    head.windows(cookie.len() + tag.len()).any(|window| {
-        window.starts_with(cookie) && window.get(cookie.len()..) == Some(tag.as_bytes())
+    head.windows(COOKIE.len() + tag.len()).any(|window| {
+        window
+            .split_at_checked(COOKIE.len())
+            .is_some_and(|(cookie, rest)| {
+                cookie.eq_ignore_ascii_case(COOKIE.as_bytes())
+                    && rest.eq_ignore_ascii_case(tag.as_bytes())
+            })
     })
+}
+
+/// How every branch begins, RFC 3261 §8.1.1.7
+const COOKIE: &str = "z9hG4bK";
+
+/// What follows in a branch that has this agent's tag, in whatever case it came back: it is a token (RFC 3261 §7.3.1)
+fn after_tag<'a>(branch: &'a str, tag: &str) -> Option<&'a str> {
+    let (cookie, rest) = branch.split_at_checked(COOKIE.len())?;
+    let (start, rest) = rest.split_at_checked(tag.len())?;
+    (cookie.eq_ignore_ascii_case(COOKIE) && start.eq_ignore_ascii_case(tag)).then_some(rest)
 }
 
 /// The tag as the transactions of STUN have it
