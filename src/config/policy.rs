@@ -451,7 +451,7 @@ impl Default for Timers {
 pub enum Redirects {
     /// A 3xx is a fatal response.
     Off,
-    /// The Contacts of a 3xx are tried.
+    /// The Contact of a 3xx is tried; of several the one with the greatest q (RFC 3261 §8.1.3.4), and of equals the first.
     Follow {
         /// The most redirections in a cycle, from 1 to 8 (D3: 8 targets).
         max: u8,

@@ -73,6 +73,9 @@ impl Machine {
         let code = response.code();
         if let Plan::Cycle(cycle) = &mut self.plan {
             cycle.code = Some(code);
+            if code >= 300 {
+                cycle.answered.clone_from(&exchange);
+            }
             // This request made no binding, earlier ones may have; 408 and 504 of a proxy say nothing of the registrar.
             if code >= 300 && !matches!(code, 408 | 504) {
                 self.may_live = cycle.lived;
@@ -197,9 +200,19 @@ impl Machine {
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
+        // By q (RFC 3261 §8.1.3.4), and of equals the first.
+        let quality = |contact: &crate::Contact<'_>| {
+            let q = contact.param("q")?.text().trim().parse::<f32>().ok()?;
+            (0.0..=1.0).contains(&q).then_some(q)
+        };
         let to = response
             .contacts()
-            .find_map(|contact| SipUri::parse(contact.uri()).ok());
+            .filter_map(|contact| {
+                let uri = SipUri::parse(contact.uri()).ok()?;
+                Some((quality(&contact).unwrap_or(1.0), uri))
+            })
+            .reduce(|best, next| if next.0 > best.0 { next } else { best })
+            .map(|(_, uri)| uri);
         match (policy.redirects, to) {
             (Redirects::Follow { max }, Some(uri)) if cycle.redirects < max => {
                 cycle.redirects += 1;
@@ -393,7 +406,17 @@ impl Machine {
 
     /// The guard knows these credentials as refused: no interval applies, only changed ones go on (D6).
     pub(super) fn blocked(&mut self, cx: &mut Out<'_>, realm: Box<str>) {
-        self.end(cx, Failure::CredentialsRefused { realm }, None, None, true);
+        let answered = match &mut self.plan {
+            Plan::Cycle(cycle) => cycle.answered.take(),
+            _ => None,
+        };
+        self.end(
+            cx,
+            Failure::CredentialsRefused { realm },
+            None,
+            answered,
+            true,
+        );
     }
 
     /// Tells what became of the guarded credentials of this cycle.
@@ -426,7 +449,11 @@ impl Machine {
         }
         let (role, query) = (*role, query.clone());
         let reaction = self.sessions.provide(role, &query.realm, secret);
-        self.react(cx, role, reaction, None, None);
+        let answered = match &mut self.plan {
+            Plan::Cycle(cycle) => cycle.answered.take(),
+            _ => None,
+        };
+        self.react(cx, role, reaction, None, answered);
     }
 
     pub(super) fn success(

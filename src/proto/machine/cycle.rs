@@ -65,6 +65,7 @@ impl Machine {
             code: None,
             left: Vec::new(),
             failure: None,
+            answered: None,
         }));
         self.relocate(cx);
     }
@@ -490,7 +491,8 @@ impl Machine {
                 .started
                 .is_some_and(|started| cx.now >= started + CYCLE);
         if over {
-            return self.fail(cx, Failure::Budget, None, None);
+            let answered = cycle.answered.take();
+            return self.fail(cx, Failure::Budget, None, answered);
         }
         if cycle.requests >= REQUESTS_A_CYCLE - REQUESTS_FOR_THE_NEXT
             && self.next_choice().is_some()

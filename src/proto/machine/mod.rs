@@ -55,9 +55,9 @@ const CYCLE: Duration = Duration::from_secs(96);
 const PACE: Duration = Duration::from_secs(1);
 /// A lease lost earlier than this after its grant counts as a failure (D2)
 const FLAP: Duration = Duration::from_secs(30);
-/// Retries that do not count and are taken at the registrar's word (D11); later ones wait 1, 3, 7 … s at least
+/// Retries in a row that are taken at the registrar's word (D11), or do not count; later ones wait 1, 3, 7 … s at least
 const UNCOUNTED: u8 = 3;
-/// Retries that do not count never have to wait longer than this
+/// They never have to wait longer than this, unless the registrar says so
 const UNCOUNTED_LEAST: Duration = Duration::from_secs(60);
 /// A request longer than this goes over a stream, where it may (RFC 3261 §18.1.1)
 const DATAGRAM: usize = 1300;
@@ -420,6 +420,8 @@ struct Cycle {
     left: Vec<Box<str>>,
     /// What was reported last, for the event of a cycle that runs out of targets
     failure: Option<(Failure, Option<Box<Exchange>>)>,
+    /// The last answer that was not the end: what a failure without one of its own is about (D27)
+    answered: Option<Box<Exchange>>,
 }
 
 #[derive(Debug, Clone)]
@@ -492,7 +494,7 @@ struct Seldom {
     /// When a stop stops waiting for the cycle under way
     then_at: Option<Instant>,
     flaps: u32,
-    /// Retries in a row that did not count
+    /// Retries in a row that did not count, or waited as long as the registrar said
     uncounted: u8,
     /// Raised by a 423, until reconfigured (D10)
     min_expires: u32,

@@ -173,7 +173,8 @@ impl Machine {
                 let counted = counted && !spares;
                 self.retries += u32::from(counted);
                 // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
-                let uncounted = match counted {
+                let its_word = retry_after.is_some_and(|seconds| seconds > 0);
+                let uncounted = match counted && !its_word {
                     true => 0,
                     false => self.seldom.uncounted.saturating_add(1),
                 };

@@ -49,7 +49,8 @@ impl Machine {
                     }
                     Step::Guarding { op, until } if cx.now >= *until => {
                         cx.out.push(Output::Cancel(*op));
-                        self.fail(cx, Failure::Budget, None, None);
+                        let answered = cycle.answered.take();
+                        self.fail(cx, Failure::Budget, None, answered);
                     }
                     Step::Registering(transaction) => match transaction.due(&timers, cx.now) {
                         Due::Nothing => {}
