@@ -40,7 +40,19 @@ fn tests() -> BTreeSet<String> {
             }
         }
     }
+    names.extend(scenarios());
     names
+}
+
+/// The scenarios of SIPp that are played: a macro makes a test of each
+fn scenarios() -> Vec<String> {
+    let played = read(&Path::new(ROOT).join("tests/it/sipp.rs"));
+    let files = fs::read_dir(Path::new(ROOT).join("tests/data/sipp")).expect("the scenarios");
+    let names = files.map(|file| file.expect("an entry").path());
+    let names = names.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+    names
+        .filter(|name| played.contains(&format!("\n    {name} OVER ")))
+        .collect()
 }
 
 /// What stands in backticks
@@ -66,10 +78,19 @@ fn column<'a>(text: &'a str, name: &str) -> Vec<(&'a str, &'a str)> {
     rows
 }
 
+/// Whether a word in backticks is the name of a test: a sentence in snake case, and no metric
+fn is_test_name(word: &str) -> bool {
+    let sentence = word.matches('_').count() >= 4 && !word.starts_with("sip_registration");
+    sentence
+        && word
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
 #[test]
 fn each_test_that_the_documents_name_exists() {
     let (tests, mut missing) = (tests(), Vec::new());
-    for document in ["docs/options.md", "docs/rfc.md"] {
+    for document in ["docs/options.md", "docs/rfc.md", "docs/conformance.md"] {
         let text = read(&Path::new(ROOT).join(document));
         let mut named = 0;
         for (cell, row) in column(&text, "test") {
@@ -82,7 +103,40 @@ fn each_test_that_the_documents_name_exists() {
         }
         assert!(named > 20, "{document} names {named} tests");
     }
+    // Elsewhere by what a name looks like.
+    let documents = fs::read_dir(Path::new(ROOT).join("docs")).expect("the documents");
+    let documents = documents.map(|entry| entry.expect("an entry").path());
+    for path in documents.chain([Path::new(ROOT).join("README.md")]) {
+        for name in quoted(&read(&path)).filter(|word| is_test_name(word)) {
+            if !tests.contains(name) {
+                missing.push(format!("{}: no test {name}", path.display()));
+            }
+        }
+    }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The numbers of the rows of a table that begin with one, `D` apart
+fn numbers(rows: &[(&str, &str)]) -> Vec<u32> {
+    let first = |cell: &str| cell.trim().split(' ').next().map(str::to_owned);
+    rows.iter()
+        .filter_map(|(cell, _)| first(cell)?.trim_start_matches('D').parse().ok())
+        .collect()
+}
+
+#[test]
+fn each_decision_and_each_row_of_the_reference_has_a_test() {
+    let text = read(&Path::new(ROOT).join("docs/conformance.md"));
+    let design = read(&Path::new(ROOT).join("docs/design.md"));
+    for (here, there, count) in [("decision", "id", 27), ("row", "row", 35)] {
+        let all: Vec<u32> = (1..=count).collect();
+        assert_eq!(numbers(&column(&text, here)), all, "docs/conformance.md");
+        assert_eq!(numbers(&column(&design, there)), all, "docs/design.md");
+    }
+    for (cell, row) in column(&text, "test") {
+        let line = cell.starts_with("---");
+        assert!(line || quoted(cell).next().is_some(), "no test: {row}");
+    }
 }
 
 #[test]
@@ -126,6 +180,22 @@ fn each_file_that_the_documents_name_exists_and_has_what_they_say() {
         assert!(named > 10, "{document} names {named} files");
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The first name in each row of a table with this column
+fn names_in<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let rows = column(text, name).into_iter();
+    rows.filter_map(|(cell, _)| quoted(cell).next()).collect()
+}
+
+#[test]
+fn each_option_is_told_for_those_who_come_from_asterisk() {
+    let options = read(&Path::new(ROOT).join("docs/options.md"));
+    let (options, _) = options.split_once("## Transports").expect("what follows");
+    let options = names_in(options, "option");
+    assert_eq!(options.len(), 22);
+    let told = read(&Path::new(ROOT).join("docs/migrating-from-asterisk.md"));
+    assert_eq!(names_in(&told, "option"), options);
 }
 
 #[test]
