@@ -1,7 +1,10 @@
 //! What an operator sees: the trace, without secrets, and the metrics
 
-use sip_registration::testkit::{MockTransport, Reply};
-use sip_registration::{Agent, Credentials, FlowError, Registration};
+use sip_registration::testkit::{MockTransport, Reply, Wire};
+use sip_registration::{
+    Agent, Algorithm, CredentialProvider, Credentials, CredentialsQuery, FlowError, Registration,
+    RegistrationId, Secret,
+};
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -41,95 +44,223 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 fn account(server: &str) -> Registration {
-    Registration::builder(server, "sip:alice@example.com")
-        .outbound_auth(Credentials::password("alice", "hunter2-of-alice"))
+    of("alice", server, Credentials::password("alice", PASSWORD))
+}
+
+fn of(user: &str, server: &str, credentials: Credentials) -> Registration {
+    Registration::builder(server, format!("sip:{user}@example.com"))
+        .outbound_auth(credentials)
         .max_random_initial_delay(Duration::ZERO)
         .build()
         .expect("a good configuration")
 }
 
+const PASSWORD: &str = "hunter2-of-alice";
+const PROVIDED: &str = "hunter3-of-carol";
+/// Every nonce of the registrar begins so
 const NONCE: &str = "4ae1b2c3-of-the-registrar";
+const OPAQUE: &str = "0paque-of-the-registrar";
 
-/// MD5 of `alice:example.com:hunter2-of-alice`
-fn ha1() -> String {
+/// MD5 of a user, the realm and a password
+fn ha1(user: &str, password: &str) -> String {
     use md5::Digest as _;
-    let hash = md5::Md5::digest("alice:example.com:hunter2-of-alice");
+    let hash = md5::Md5::digest(format!("{user}:example.com:{password}"));
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A run with a challenge, a refresh, a rejection, a lost flow, a refused password and a removal, all of it traced.
+/// A host that is asked for a password
+#[derive(Debug)]
+struct Vault;
+
+#[async_trait::async_trait]
+impl CredentialProvider for Vault {
+    async fn credentials(&self, _: RegistrationId, _: &CredentialsQuery) -> Option<Secret> {
+        Some(Secret::password(PROVIDED))
+    }
+}
+
+/// A registrar that challenges with ever new nonces, and keeps the credentials that it is shown
+struct Registrar {
+    wire: Wire,
+    nonces: u32,
+    shown: Vec<String>,
+}
+
+impl Registrar {
+    /// Answers the next request so.
+    async fn answer(&mut self, code: u16) {
+        let request = self.wire.next_request().await;
+        for name in ["Authorization", "Proxy-Authorization"] {
+            let value = request.header(name);
+            self.shown.extend(value.map(|value| value.into_owned()));
+        }
+        self.nonces += 1;
+        let challenge = format!(
+            "Digest realm=\"example.com\", nonce=\"{NONCE}-{}\", opaque=\"{OPAQUE}\", qop=\"auth\", algorithm=MD5",
+            self.nonces
+        );
+        let name = match code {
+            407 => "Proxy-Authenticate",
+            _ => "WWW-Authenticate",
+        };
+        let next = format!("nextnonce=\"{NONCE}-next-{}\"", self.nonces);
+        let reply = match code {
+            200 => Reply::from(code).header("Authentication-Info", &next),
+            _ => Reply::from(code).header(name, &challenge),
+        };
+        self.wire.reply(&request, reply).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What a person may get to see: the trace, events, statuses, and whatever has `Debug`
+#[derive(Default)]
+struct Shown(String);
+
+impl Shown {
+    fn debug(&mut self, what: &impl std::fmt::Debug) {
+        self.0 += &format!("{what:?}\n{what:#?}\n");
+    }
+}
+
+/// A run with challenges of a registrar and of a proxy, a stored hash, a password that is asked for, refreshes, a
+/// rejection, a lost flow, a refused password, damaged answers and a removal, all of it traced.
 #[tokio::test(start_paused = true)]
 async fn a_full_trace_shows_each_registration_and_no_secret() {
     let log = LOG.clone();
-    let (transport, mut wire) = MockTransport::new();
+    let (transport, wire) = MockTransport::new();
     let agent = Agent::builder()
         .transport("mock", transport)
+        .credentials(Vault)
         .build()
         .await
         .expect("an agent");
-    let handle = agent
-        .add(account("sip:192.0.2.9"))
-        .await
-        .expect("a registration");
-    let challenge =
-        format!("Digest realm=\"example.com\", nonce=\"{NONCE}\", qop=\"auth\", algorithm=MD5");
-    let mut authorizations = Vec::new();
-    for code in [401, 200, 200, 403] {
-        let request = wire.next_request().await;
-        authorizations.extend(
-            request
-                .header("Authorization")
-                .map(|value| value.into_owned()),
-        );
-        wire.reply(
-            &request,
-            Reply::from(code).header("WWW-Authenticate", &challenge),
-        )
-        .await;
-        tokio::task::yield_now().await;
-        if code == 200 {
-            handle.registered().await.expect("registered");
+    let mut events = agent.events();
+    let mut registrar = Registrar {
+        wire,
+        nonces: 0,
+        shown: Vec::new(),
+    };
+    let mut shown = Shown::default();
+    let stored = ha1("bob", "hunter4-of-bob");
+    let hashed = Credentials::ha1("bob", "example.com", Algorithm::Md5, &stored);
+    let accounts = [
+        of("bob", "sip:192.0.2.9", hashed.expect("a good hash")),
+        of("carol", "sip:192.0.2.9", Credentials::provided("carol")),
+        account("sip:192.0.2.9"),
+    ];
+    let mut handles = Vec::new();
+    for registration in accounts {
+        shown.debug(&registration);
+        let handle = agent.add(registration).await.expect("a registration");
+        for code in [407, 401, 200] {
+            registrar.answer(code).await;
+        }
+        handle.registered().await.expect("registered");
+        for codes in [&[200][..], &[401, 200], &[403]] {
             handle.refresh().await.expect("it is there");
+            for code in codes {
+                registrar.answer(*code).await;
+                shown.debug(&handle.status().await);
+            }
+        }
+        handles.push(handle);
+    }
+    let alice = handles.last().expect("three").clone();
+    alice.refresh().await.expect("it is there");
+    // What is no answer may still have secrets in it.
+    let request = registrar.wire.next_request().await;
+    let challenged = Reply::challenge("example.com", NONCE).to(&request).to_vec();
+    let text = String::from_utf8(challenged).expect("text");
+    for damaged in [
+        text.replace("CSeq: ", "CSeq: x"),
+        text.replace("Via: SIP/2.0", "Via: SIP"),
+        text.replace("401", "4011"),
+        text[..text.len() / 2].to_owned(),
+    ] {
+        registrar.wire.push(&request, damaged).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    registrar.wire.fail_all(FlowError::Reset).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..12 {
+        let waits = registrar.answer(401);
+        if tokio::time::timeout(Duration::from_secs(5), waits)
+            .await
+            .is_err()
+        {
+            break;
         }
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    wire.fail_all(FlowError::Reset).await;
-    handle.refresh().await.expect("it is there");
-    for _ in 0..2 {
-        let request = wire.next_request().await;
-        authorizations.extend(
-            request
-                .header("Authorization")
-                .map(|value| value.into_owned()),
-        );
-        let fresh = challenge.replace(NONCE, &format!("{NONCE}-2"));
-        wire.reply(
-            &request,
-            Reply::from(401).header("WWW-Authenticate", &fresh),
-        )
-        .await;
+    for handle in &handles {
+        shown.debug(handle);
+        shown.debug(&handle.registration().await);
+        shown.debug(&handle.status().await);
+        for flow in handle.flows().await {
+            shown.debug(&flow);
+        }
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let id = handle.id().to_string();
-    drop(wire);
-    agent.shutdown(Duration::from_secs(1)).await;
-
-    let log = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");
-    assert!(authorizations.len() >= 3, "{authorizations:?}");
-    assert!(
-        log.contains(&format!("registration{{id={id}}}")),
-        "no {id} in {log}"
-    );
-    assert!(log.contains("credentials refused"), "{log}");
-    let responses = authorizations.iter().filter_map(|value| {
-        let (_, rest) = value.split_once("response=\"")?;
-        rest.split_once('"').map(|(response, _)| response)
-    });
-    for secret in ["hunter2", NONCE, "Authorization", &ha1(), "cnonce"]
-        .into_iter()
-        .chain(responses)
+    shown.debug(&agent);
+    drop(registrar.wire);
+    let fates = agent.shutdown(Duration::from_secs(1)).await;
+    shown.debug(&fates);
+    let mut told = 0;
+    while let Ok(Some((_, event))) =
+        tokio::time::timeout(Duration::from_secs(1), events.next()).await
     {
-        assert!(!log.contains(secret), "{secret:?} in {log}");
+        shown.0 += &format!("{event}\n");
+        shown.debug(&event);
+        told += 1;
+    }
+
+    // What was to be seen was.
+    let log = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");
+    for handle in &handles {
+        let id = handle.id();
+        let span = format!("registration{{id={id}}}");
+        assert!(log.contains(&span), "no {id} in {log}");
+    }
+    assert!(told > 10, "{told} events");
+    assert!(log.contains("credentials refused"), "{log}");
+    assert!(log.contains("dropped a response"), "{log}");
+    assert!(shown.0.contains("CredentialsRefused"), "{}", shown.0);
+    shown.0 += &log;
+    #[cfg(feature = "metrics")]
+    for (name, value) in metrics::shown("") {
+        shown.0 += &format!("{name} {value}\n");
+    }
+
+    // And of these nothing.
+    let credentials = registrar.shown.join(" ");
+    let parameter = |name: &str| -> Vec<String> {
+        let start = format!(" {name}=\"");
+        let found = credentials.split(&start).skip(1);
+        let values = found.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()));
+        values.collect()
+    };
+    let (responses, cnonces) = (parameter("response"), parameter("cnonce"));
+    assert!(responses.len() > 10 && cnonces.len() > 10, "{credentials}");
+    let hashes = [
+        stored,
+        ha1("alice", PASSWORD),
+        ha1("carol", PROVIDED),
+        ha1("bob", "hunter4-of-bob"),
+    ];
+    let words = [
+        "hunter",
+        NONCE,
+        OPAQUE,
+        "Authorization:",
+        "Authenticate:",
+        "cnonce=",
+    ];
+    let secrets = words.into_iter().map(str::to_owned);
+    for secret in secrets.chain(hashes).chain(responses).chain(cnonces) {
+        let found = shown.0.find(&secret).map(|at| {
+            let text = shown.0.get(at.saturating_sub(200)..at + 100);
+            text.unwrap_or_default().to_owned()
+        });
+        assert_eq!(found, None, "{secret:?} is shown");
     }
 }
 
@@ -148,7 +279,7 @@ mod metrics {
     });
 
     /// Each metric with these in its labels, as `name{label=value,…}`
-    fn shown(with: &str) -> Vec<(String, f64)> {
+    pub(super) fn shown(with: &str) -> Vec<(String, f64)> {
         let mut all: Vec<_> = SNAPSHOTTER
             .snapshot()
             .into_vec()
