@@ -1,7 +1,7 @@
 //! Which Contact of an answer is ours, and what it grants (DECISIONS D8, D9).
 
 use super::event::{Binding, Warning};
-use crate::{Response, SipUri};
+use crate::{Contact, ParamValue, Response, SipUri};
 use std::time::Duration;
 
 /// The longest grant that is scheduled as such: a week (D9)
@@ -213,7 +213,7 @@ fn list(response: &Response) -> Vec<Listed> {
                 _ => None,
             };
             Listed {
-                uri: SipUri::parse(contact.uri()).ok(),
+                uri: uri(&contact),
                 text: contact.uri().into(),
                 expires: digits,
                 malformed,
@@ -224,6 +224,26 @@ fn list(response: &Response) -> Vec<Listed> {
             }
         })
         .collect()
+}
+
+/// The URI of a Contact; without `<>` with its parameters, which then are the header's (RFC 3261 §20.10)
+///
+/// Who writes our Contact back without the brackets means those that we sent as the URI's.
+fn uri(contact: &Contact<'_>) -> Option<SipUri> {
+    let alone = || SipUri::parse(contact.uri()).ok();
+    if !contact.is_bare() {
+        return alone();
+    }
+    let mut text = contact.uri().to_owned();
+    for (name, value) in contact.params() {
+        match value {
+            _ if ["expires", "q"].contains(&&*name.to_ascii_lowercase()) => {}
+            ParamValue::Flag => text += &format!(";{name}"),
+            ParamValue::Token(value) => text += &format!(";{name}={value}"),
+            ParamValue::Quoted(_) => {}
+        }
+    }
+    SipUri::parse(&text).ok().or_else(alone)
 }
 
 /// D8, in its order: instance and reg-id, our token, URI comparison, a sole Contact that kept what names us.

@@ -688,6 +688,11 @@ impl NameAddr<'_> {
         self.uri.start == 0 && self.uri() == "*"
     }
 
+    /// Whether the URI stands without `<>`.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.uri.start == 0
+    }
+
     /// The URI as it was written, of whatever scheme.
     #[must_use]
     pub fn uri(&self) -> &str {

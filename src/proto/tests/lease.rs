@@ -132,6 +132,54 @@ fn instance_and_reg_id_come_before_the_token_and_that_before_the_uri() {
 }
 
 #[test]
+fn our_parameters_are_known_again_where_the_brackets_are_gone() {
+    let ours = Sent {
+        line: Some("abcdefg"),
+        ..sent("sip:alice@192.0.2.1:5060;transport=TCP;line=abcdefg;ob")
+    };
+    let plain = sent("sip:alice@192.0.2.1:5060;transport=TCP");
+    for (sent, contact, seconds) in [
+        (
+            plain,
+            "sip:alice@192.0.2.1:5060;transport=TCP;expires=50",
+            50,
+        ),
+        (
+            plain,
+            "sip:alice@192.0.2.1:5060;expires=50;q=1;transport=tcp",
+            50,
+        ),
+        (plain, "sip:alice@198.51.100.1;transport=TCP;expires=50", 50),
+        // Not the same: another transport, another user.
+        (
+            plain,
+            "sip:alice@192.0.2.1:5060;transport=UDP;expires=50",
+            3600,
+        ),
+        (
+            plain,
+            "sip:bob@192.0.2.1:5060;transport=TCP;expires=50",
+            3600,
+        ),
+        // In brackets they are the header's, as it says.
+        (
+            plain,
+            "<sip:alice@192.0.2.1:5060>;transport=TCP;expires=50",
+            3600,
+        ),
+        (
+            ours,
+            "sip:bob@198.51.100.1;expires=10, sip:s@198.51.100.1;line=abcdefg;expires=50",
+            50,
+        ),
+    ] {
+        let grant = granted(&format!("Contact: {contact}\r\n"), sent);
+        let wanted = (seconds, seconds == 50);
+        assert_eq!((grant.seconds, grant.confirmed), wanted, "{contact}");
+    }
+}
+
+#[test]
 fn what_is_odd_is_warned_of() {
     for (headers, count) in [
         ("Contact: <sip:alice@192.0.2.1:5060>;expires=10\r\n", 0),
