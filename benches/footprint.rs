@@ -288,6 +288,17 @@ fn main() {
 
     let again = per(live(&ALLOCATOR.stats()).0 - before.0);
     println!("an idle one after the refreshes    {again:>8.0} bytes");
+
+    // To one in the middle, and to nobody: where calls come in, each is asked about.
+    for user in ["trunk050000", "nobody"] {
+        let mut asked = Cost::default();
+        let uri = format!("sip:{user}@192.0.2.1");
+        for _ in 0..1000 {
+            let found = asked.measure(|| world.pool.matches(&uri, "<sip:x@y>", SERVER.into()));
+            assert_eq!(found.is_some(), user != "nobody");
+        }
+        asked.print(&format!("inbound request to {user}"));
+    }
     for bytes in [bytes, again] {
         assert!(
             bytes <= MOST_BYTES,

@@ -10,8 +10,8 @@
 
 use sip_registration::pjsip_conf::{Directory, Files, Loaded, Running, Severity, load, table};
 use sip_registration::{
-    Agent, AgentBuilder, Clock, DnsResolver, Event, Host, InboundMessage, Protocol, Registrar,
-    RegistrationId, SystemClock, TcpTransport, TlsTransport, UdpTransport,
+    Agent, AgentBuilder, Clock, DnsResolver, Event, Host, InboundMessage, Match, Protocol,
+    Registrar, RegistrationId, SystemClock, TcpTransport, TlsTransport, UdpTransport,
 };
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -79,7 +79,12 @@ impl Host for Switchboard {
                     self.0.of(found.registration)
                 )
             }
-            None => "no registration".to_owned(),
+            None if message.candidates().is_empty() => "no registration".to_owned(),
+            None => {
+                let of = |found: &Match| self.0.of(found.registration);
+                let names: Vec<_> = message.candidates().iter().map(of).collect();
+                format!("one of the registrations {}", names.join(", "))
+            }
         };
         println!("{method} from {}: {whose}", message.source);
         Err(message)

@@ -162,10 +162,10 @@ pub use agent::{
 };
 pub use config::{
     Algorithm, AuthPolicy, BuildError, Change, ConfigWarning, ContactRewriting, ContactUser,
-    Credentials, CredentialsError, InitialDelay, InstanceId, InstanceIdError, KeepAlivePolicy,
-    Mechanism, MechanismError, Policy, Redirects, RefreshLead, RefreshPolicy, Registration,
-    RegistrationBuilder, RetryPolicy, Route, Secret, SecurityNegotiation, Timers, TransportConfig,
-    TransportConfigError, UdpKeepAlive,
+    Credentials, CredentialsError, InboundFrom, InitialDelay, InstanceId, InstanceIdError,
+    KeepAlivePolicy, Mechanism, MechanismError, Policy, Redirects, RefreshLead, RefreshPolicy,
+    Registration, RegistrationBuilder, RetryPolicy, Route, Secret, SecurityNegotiation, Timers,
+    TransportConfig, TransportConfigError, UdpKeepAlive,
 };
 pub use error::Error;
 pub use proto::{

@@ -543,7 +543,7 @@ impl Core {
             PoolOutput::Event(id, event) => self.event(id, event),
             PoolOutput::Done(id, removal) => self.done(id, &removal),
             PoolOutput::Message(mut message) => {
-                message.transport = self.arriving;
+                message.transport = self.arriving.and_then(|index| u16::try_from(index).ok());
                 self.message(message);
             }
         }
@@ -742,7 +742,7 @@ impl Core {
         }
         let transport = message
             .transport
-            .and_then(|index| self.transports.get(index));
+            .and_then(|index| self.transports.get(usize::from(index)));
         let Some((_, transport)) =
             transport.filter(|(_, by)| by.protocols().contains(&Protocol::Udp))
         else {

@@ -314,6 +314,13 @@ impl Registrar for Agent {
             .flatten()
     }
 
+    async fn candidates(&self, request_uri: &str, to: &str, source: SocketAddr) -> Vec<Match> {
+        let (request_uri, to) = (request_uri.to_owned(), to.to_owned());
+        self.ask(move |core| core.pool.candidates(&request_uri, &to, source))
+            .await
+            .unwrap_or_default()
+    }
+
     async fn flows(&self, id: RegistrationId) -> Vec<Arc<dyn Flow>> {
         // The method of the agent itself.
         Self::flows(self, id).await

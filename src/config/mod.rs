@@ -19,7 +19,8 @@ pub use error::{BuildError, ConfigWarning};
 pub use instance::{InstanceId, InstanceIdError};
 pub use keep_alive::{ContactRewriting, KeepAlivePolicy, UdpKeepAlive};
 pub use policy::{
-    AuthPolicy, InitialDelay, Policy, Redirects, RefreshLead, RefreshPolicy, RetryPolicy, Timers,
+    AuthPolicy, InboundFrom, InitialDelay, Policy, Redirects, RefreshLead, RefreshPolicy,
+    RetryPolicy, Timers,
 };
 pub use security::{Mechanism, MechanismError, SecurityNegotiation};
 pub use transport::{TransportConfig, TransportConfigError};

@@ -74,6 +74,9 @@ pub struct Policy {
     pub flow_recovery: bool,
     /// Whether the Contact takes the address that the registrar sees; default [`ContactRewriting::Off`] (F30).
     pub contact_rewriting: ContactRewriting,
+    /// From where a request may come that is to be matched to the registration; default [`InboundFrom::Anywhere`], as in the
+    /// reference (D24, BEHAVIOUR §5).
+    pub inbound_from: InboundFrom,
     /// Whether Via carries `alias` on streams; default `false`, as RFC 5923 asks more than a parameter, `asterisk()` `true`.
     pub via_alias: bool,
     /// How long before a certificate of a flow expires grants come with a warning, once a flow; default 14 days, 0 is
@@ -257,6 +260,7 @@ impl Default for Policy {
             keep_alive: KeepAlivePolicy::default(),
             flow_recovery: true,
             contact_rewriting: ContactRewriting::Off,
+            inbound_from: InboundFrom::Anywhere,
             via_alias: false,
             certificate_warning: Duration::from_secs(14 * 86_400),
         }
@@ -466,6 +470,23 @@ pub enum InitialDelay {
     Uniform,
     /// 1 s and a random number of seconds below N; 1 s where N is 0, as the reference does it.
     AtLeastOneSecond,
+}
+
+/// From where an inbound request may come to be matched to a registration (D24); from elsewhere it belongs to none
+///
+/// A registration that is bound nowhere and uses no flow gets none but with `Anywhere`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InboundFrom {
+    /// With the `line` token from anywhere: whoever has seen the token may use it. Else, by the Contact's user, from the
+    /// hosts to which a flow goes.
+    Anywhere,
+    /// On the flow of the registration, or from the host that it goes to (the registrar or the first proxy), by any port
+    /// and protocol.
+    Registrar,
+    /// On the flow of the registration alone: on its connection, or in a datagram from the address and port that its
+    /// REGISTERs go to.
+    Flow,
 }
 
 /// How long before the end of a lease the reference renews it.

@@ -1,6 +1,6 @@
 //! What the host is told: what happened, why, and what comes next.
 
-use crate::{FailureClass, FlowError, FlowId, GiveUp, ResolveError, Target};
+use crate::{FailureClass, FlowError, FlowId, GiveUp, RegistrationId, ResolveError, Target};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -287,6 +287,11 @@ pub enum Warning {
         /// Where it sees us now
         to: std::net::SocketAddr,
     },
+    /// Another registration of the agent makes the same binding: the same address of record, Contact (user and transport)
+    /// and registrar. Each replaces what the other has registered, and a request belongs to neither (D24). Told to the
+    /// later one, when it is added or changed.
+    #[error("registration {0} makes the same binding")]
+    SameBinding(RegistrationId),
     /// The server's own proof (`rspauth`) was wrong.
     #[error("the registrar's rspauth is wrong")]
     ServerNotAuthenticated,

@@ -10,7 +10,7 @@ use crate::{
     Protocol, RegistrationId,
 };
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ pub(crate) struct FlowKey {
     /// (RFC 5922 §7.3)
     pub(crate) host: Option<Arc<str>>,
 }
+
+/// One that needs a flow: by what the user part of its Contact hashes to, so that those whom a request may be for are
+/// found without looking at all (D24), and its slot
+pub(crate) type User = (u32, u32);
 
 /// All flows of a pool
 ///
@@ -54,8 +58,8 @@ pub(crate) struct FlowTable {
 #[derive(Debug)]
 struct Flow {
     key: FlowKey,
-    /// The slots of the registrations that need it
-    users: BTreeSet<u32>,
+    /// The registrations that need it
+    users: BTreeSet<User>,
     state: State,
     deadline: Option<Instant>,
 }
@@ -314,9 +318,10 @@ impl FlowTable {
         Some(flow)
     }
 
-    /// Ends a flow; the slots of those who used it.
+    /// Ends a flow; the slots of those who used it, in order.
     pub(crate) fn end(&mut self, id: FlowId) -> BTreeSet<u32> {
-        self.remove(id).map(|flow| flow.users).unwrap_or_default()
+        let users = self.remove(id).map(|flow| flow.users).unwrap_or_default();
+        users.into_iter().map(|(_, slot)| slot).collect()
     }
 
     /// Ends all flows, and forgets what could not be made.
@@ -351,18 +356,25 @@ impl FlowTable {
 
     // ---- users
 
-    pub(crate) fn join(&mut self, id: FlowId, slot: u32) {
+    pub(crate) fn join(&mut self, id: FlowId, user: User) {
         if let Some(flow) = self.flows.get_mut(&id) {
-            flow.users.insert(slot);
+            flow.users.insert(user);
         }
     }
 
     /// A registration needs a flow no more; true where nobody does, and the flow is gone.
-    pub(crate) fn leave(&mut self, id: FlowId, slot: u32) -> bool {
+    pub(crate) fn leave(&mut self, id: FlowId, user: User) -> bool {
         if let Some(flow) = self.flows.get_mut(&id) {
-            flow.users.remove(&slot);
+            flow.users.remove(&user);
         }
         self.end_if_unused(id)
+    }
+
+    /// The slots of those on a flow whose Contact user hashes to `name`.
+    pub(crate) fn named(&self, id: FlowId, name: u32) -> impl Iterator<Item = u32> + '_ {
+        let users = self.flows.get(&id).map(|flow| &flow.users);
+        let named = users.map(|users| users.range((name, 0)..=(name, u32::MAX)));
+        named.into_iter().flatten().map(|(_, slot)| *slot)
     }
 
     pub(crate) fn end_if_unused(&mut self, id: FlowId) -> bool {
@@ -377,7 +389,8 @@ impl FlowTable {
     }
 
     pub(crate) fn first_user(&self, id: FlowId) -> Option<u32> {
-        self.flows.get(&id)?.users.first().copied()
+        let user = self.flows.get(&id)?.users.first();
+        user.map(|(_, slot)| *slot)
     }
 
     // ---- what is known of a flow
@@ -399,11 +412,31 @@ impl FlowTable {
 
     /// A flow to this address, where a datagram does not say which it came on.
     pub(crate) fn from(&self, source: SocketAddr) -> Option<FlowId> {
-        self.all_from(source).next()
+        self.all_from(source).find(|flow| self.is_datagram(*flow))
     }
 
-    fn all_from(&self, source: SocketAddr) -> impl Iterator<Item = FlowId> + '_ {
+    /// Whether datagrams are what it carries.
+    pub(crate) fn is_datagram(&self, id: FlowId) -> bool {
+        let flow = self.flows.get(&id);
+        flow.is_some_and(|flow| !flow.key.protocol.is_reliable())
+    }
+
+    /// The flows to this address and port.
+    pub(crate) fn all_from(&self, source: SocketAddr) -> impl Iterator<Item = FlowId> + '_ {
         let range = (source, FlowId::new(0))..=(source, FlowId::new(u64::MAX - 1));
+        self.by_address.range(range).map(|(_, flow)| *flow)
+    }
+
+    /// The flows to this host, whatever the port.
+    pub(crate) fn all_at(&self, ip: IpAddr) -> impl Iterator<Item = FlowId> + '_ {
+        let (first, last) = match ip {
+            IpAddr::V4(_) => (SocketAddr::new(ip, 0), SocketAddr::new(ip, u16::MAX)),
+            IpAddr::V6(ip) => (
+                SocketAddrV6::new(ip, 0, 0, 0).into(),
+                SocketAddrV6::new(ip, u16::MAX, u32::MAX, u32::MAX).into(),
+            ),
+        };
+        let range = (first, FlowId::new(0))..=(last, FlowId::new(u64::MAX - 1));
         self.by_address.range(range).map(|(_, flow)| *flow)
     }
 

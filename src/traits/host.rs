@@ -40,9 +40,14 @@ pub struct InboundMessage {
     pub source: SocketAddr,
     /// The registration it belongs to; none where none or several match
     pub registration: Option<Match>,
+    #[expect(
+        clippy::box_collection,
+        reason = "seldom there, and a message that is given back is to stay small"
+    )]
+    candidates: Option<Box<Vec<Match>>>,
     /// The transport it came by, in the order of the agent
     #[cfg(feature = "tokio")]
-    pub(crate) transport: Option<usize>,
+    pub(crate) transport: Option<u16>,
 }
 
 impl fmt::Debug for InboundMessage {
@@ -53,6 +58,7 @@ impl fmt::Debug for InboundMessage {
             .field("flow", &self.flow)
             .field("source", &self.source)
             .field("registration", &self.registration)
+            .field("candidates", &self.candidates())
             .finish()
     }
 }
@@ -66,6 +72,7 @@ impl InboundMessage {
             flow: None,
             source,
             registration: None,
+            candidates: None,
             #[cfg(feature = "tokio")]
             transport: None,
         }
@@ -83,6 +90,21 @@ impl InboundMessage {
     pub fn with_registration(mut self, registration: Match) -> Self {
         self.registration = Some(registration);
         self
+    }
+
+    /// Sets the registrations that it may belong to.
+    #[must_use]
+    pub fn with_candidates(mut self, candidates: impl IntoIterator<Item = Match>) -> Self {
+        let candidates: Vec<_> = candidates.into_iter().collect();
+        self.candidates = (!candidates.is_empty()).then(|| Box::new(candidates));
+        self
+    }
+
+    /// Where several registrations match: those, at most 16 (D24). What else the request says, To for one, may tell the host
+    /// which it is for.
+    #[must_use]
+    pub fn candidates(&self) -> &[Match] {
+        self.candidates.as_deref().map_or(&[], Vec::as_slice)
     }
 
     /// The message read as a request.

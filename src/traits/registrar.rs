@@ -64,6 +64,14 @@ pub trait Registrar: Send + Sync + Debug {
     async fn retry_credentials(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// The registration that an inbound request belongs to.
     async fn matches(&self, request_uri: &str, to: &str, source: SocketAddr) -> Option<Match>;
+    /// The registrations that an inbound request may belong to: the one of [`matches`](Self::matches), or all between which
+    /// it is ambiguous, at most 16 of them (D24).
+    ///
+    /// What `matches` says unless implemented.
+    async fn candidates(&self, request_uri: &str, to: &str, source: SocketAddr) -> Vec<Match> {
+        let found = self.matches(request_uri, to, source).await;
+        found.into_iter().collect()
+    }
     /// The flows of a registration: what it is bound to, or is using now; requests sent there reach the registrar.
     ///
     /// None unless implemented.

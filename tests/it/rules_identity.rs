@@ -74,6 +74,9 @@ fn a_contact_user_that_two_registrations_share_belongs_to_neither() {
         Some(sim.ids()[0])
     );
     assert_eq!(found("bob"), None);
+    let uri = "sip:bob@192.0.2.1";
+    let candidates = sim.pool().candidates(uri, "<sip:x@y>", registrar());
+    assert_eq!(ids_of(&candidates), sim.ids()[1..]);
     assert_eq!(found("nobody"), None);
     let elsewhere = SocketAddr::from(([198, 51, 100, 7], 5060));
     assert_eq!(
@@ -81,6 +84,292 @@ fn a_contact_user_that_two_registrations_share_belongs_to_neither() {
             .matches("sip:anna@192.0.2.1", "<sip:x@y>", elsewhere),
         None
     );
+}
+
+fn ids_of(candidates: &[Match]) -> Vec<RegistrationId> {
+    candidates.iter().map(|found| found.registration).collect()
+}
+
+/// Registrations of one agent, each granted.
+fn registered(registrations: impl IntoIterator<Item = RegistrationBuilder>) -> Sim {
+    let mut sim = Sim::many([]);
+    sim.with(|pool, _| pool.add_transport("trunk", &[Protocol::Tcp]));
+    for registration in registrations {
+        sim.add(built(registration));
+        for request in sim.all_sent() {
+            sim.reply(&request, Reply::granted(600));
+        }
+    }
+    sim.events();
+    sim
+}
+
+fn invite(user: &str) -> String {
+    format!(
+        "INVITE sip:{user}@192.0.2.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.9;branch=z9hG4bKx\r\n\
+         Max-Forwards: 70\r\nFrom: <sip:carol@example.net>;tag=1\r\nTo: <sip:alice@example.com>\r\n\
+         Call-ID: 1\r\nCSeq: 1 INVITE\r\nContact: <sip:carol@192.0.2.77>\r\nContent-Length: 0\r\n\r\n"
+    )
+}
+
+/// Who a request belongs to, and who it may belong to, as the host is told.
+fn told(sim: &mut Sim) -> (Option<RegistrationId>, Vec<RegistrationId>) {
+    let messages = sim.messages();
+    let [message] = &messages[..] else {
+        panic!("{messages:?}");
+    };
+    let found = message.registration.as_ref();
+    (
+        found.map(|found| found.registration),
+        ids_of(message.candidates()),
+    )
+}
+
+#[test]
+fn one_address_of_record_at_two_providers_is_told_apart_by_where_calls_come_from() {
+    let at = |server: &str| {
+        Registration::builder(server, "sip:alice@example.com")
+            .max_random_initial_delay(Duration::ZERO)
+    };
+    let mut sim = registered([
+        at("sip:192.0.2.9"),
+        at("sip:192.0.2.10"),
+        at("sip:192.0.2.10:5080"),
+    ]);
+    let ids = sim.ids().to_vec();
+    for (source, owner, candidates) in [
+        ("192.0.2.9:5060", Some(0), vec![]),
+        ("192.0.2.9:6000", Some(0), vec![]),
+        ("192.0.2.10:5060", Some(1), vec![]),
+        ("192.0.2.10:5080", Some(2), vec![]),
+        ("192.0.2.10:6000", None, vec![ids[1], ids[2]]),
+        ("192.0.2.11:5060", None, vec![]),
+    ] {
+        sim.receive(source.parse().expect("an address"), invite("s"));
+        let owner = owner.map(|at: usize| ids[at]);
+        assert_eq!(told(&mut sim), (owner, candidates), "{source}");
+    }
+}
+
+#[test]
+fn two_accounts_at_one_registrar_are_told_apart_by_connection() {
+    let tcp = || {
+        Registration::builder("sip:192.0.2.9;transport=tcp", "sip:alice@example.com")
+            .max_random_initial_delay(Duration::ZERO)
+    };
+    let mut sim = registered([tcp(), tcp().transport("trunk"), account()]);
+    let ids = sim.ids().to_vec();
+    let flow = |sim: &Sim, id| sim.pool().flow(id).expect("a flow");
+    for id in [ids[0], ids[1]] {
+        let flow = flow(&sim, id);
+        sim.deliver(flow, invite("s").into());
+        assert_eq!(told(&mut sim), (Some(id), vec![]));
+    }
+    // A datagram from there is on no connection, so that the answer does not go to one.
+    sim.receive(registrar(), invite("s"));
+    let messages = sim.messages();
+    assert_eq!(messages[0].flow, Some(flow(&sim, ids[2])));
+    // The registrar connects to us, or the host does not know how it came: it may be each of them.
+    let accepted = Received::new(registrar(), invite("s").into()).with_flow(FlowId::new(1 << 32));
+    sim.with(|pool, cx| pool.received(cx, accepted));
+    assert_eq!(told(&mut sim), (None, ids.clone()));
+    let asked = sim
+        .pool()
+        .candidates("sip:s@192.0.2.1", "<sip:x@y>", registrar());
+    assert_eq!(ids_of(&asked), ids);
+}
+
+#[test]
+fn a_datagram_belongs_to_no_connection() {
+    let tcp = Registration::builder("sip:192.0.2.9;transport=tcp", "sip:alice@example.com")
+        .max_random_initial_delay(Duration::ZERO);
+    let mut sim = registered([tcp]);
+    sim.receive(registrar(), invite("s"));
+    assert_eq!(sim.messages()[0].flow, None);
+}
+
+#[test]
+fn candidates_are_listed_up_to_sixteen() {
+    let mut sim = registered((0..40).map(|_| account()));
+    sim.receive(registrar(), invite("s"));
+    assert_eq!(told(&mut sim), (None, sim.ids()[..16].to_vec()));
+}
+
+#[test]
+fn a_new_contact_user_is_found_and_the_old_one_is_not() {
+    let mut sim = registered([account().contact_user("anna")]);
+    let id = sim.id();
+    let to = built(account().contact_user("bob"));
+    sim.with(|pool, cx| pool.reconfigure(cx, id, to.into()));
+    for _ in 0..2 {
+        let request = sim.sent();
+        sim.reply(&request, Reply::granted(600));
+    }
+    for (user, owner) in [("anna", None), ("bob", Some(id))] {
+        sim.receive(registrar(), invite(user));
+        assert_eq!(told(&mut sim), (owner, vec![]), "{user}");
+    }
+    sim.remove(id, Duration::from_secs(5));
+    let request = sim.sent();
+    sim.reply(&request, Reply::status(200));
+    sim.receive(registrar(), invite("bob"));
+    assert_eq!(told(&mut sim), (None, vec![]));
+    assert_eq!(
+        sim.closed().len(),
+        2,
+        "nobody was on the flow after either removal"
+    );
+}
+
+#[test]
+fn a_request_may_have_to_come_from_the_registrar() {
+    let spoofed = "198.51.100.7:5060";
+    for (from, server, allowed, refused) in [
+        (
+            InboundFrom::Anywhere,
+            "sip:192.0.2.9",
+            &[spoofed, "192.0.2.9:6000"][..],
+            &[][..],
+        ),
+        (
+            InboundFrom::Registrar,
+            "sip:192.0.2.9",
+            &["192.0.2.9:5060", "192.0.2.9:6000"],
+            &[spoofed],
+        ),
+        (
+            InboundFrom::Flow,
+            "sip:192.0.2.9",
+            &["192.0.2.9:5060"],
+            &["192.0.2.9:6000", spoofed],
+        ),
+        (
+            InboundFrom::Registrar,
+            "sip:192.0.2.9;transport=tcp",
+            &["192.0.2.9:6000"],
+            &[spoofed],
+        ),
+        // A datagram is no message of the connection, wherever it says that it is from.
+        (
+            InboundFrom::Flow,
+            "sip:192.0.2.9;transport=tcp",
+            &[],
+            &["192.0.2.9:5060", spoofed],
+        ),
+    ] {
+        let mut policy = Policy::default();
+        policy.inbound_from = from;
+        let trunk = Registration::builder(server, "sip:alice@example.com")
+            .max_random_initial_delay(Duration::ZERO)
+            .line(true)
+            .endpoint("trunk")
+            .policy(policy);
+        let mut sim = Sim::new(built(trunk));
+        let register = sim.sent();
+        let contact = register
+            .contacts()
+            .next()
+            .expect("a Contact")
+            .uri()
+            .to_owned();
+        let (_, line) = contact.split_once("line=").expect("a line");
+        let call = invite("s").replace("sip:s@192.0.2.1", &format!("sip:s@192.0.2.1;line={line}"));
+        sim.reply(&register, Reply::granted(600));
+        let id = sim.id();
+        for (sources, owner) in [(allowed, Some(id)), (refused, None)] {
+            for source in sources {
+                sim.receive(source.parse().expect("an address"), call.clone());
+                assert_eq!(
+                    told(&mut sim),
+                    (owner, vec![]),
+                    "{from:?} {server} {source}"
+                );
+            }
+        }
+        let flow = sim.pool().flow(id).expect("a flow");
+        sim.deliver(flow, call.clone().into());
+        assert_eq!(told(&mut sim), (Some(id), vec![]), "{from:?}: on its flow");
+        // Its connection is gone: the address is what is left.
+        sim.fail_flow(flow, FlowError::Closed);
+        sim.receive(registrar(), call);
+        let owner = Some(id).filter(|_| from != InboundFrom::Flow);
+        assert_eq!(told(&mut sim), (owner, vec![]), "{from:?}: without a flow");
+    }
+}
+
+#[test]
+fn a_line_token_is_never_given_twice() {
+    let mut pool = Pool::new(&mut Entropy::from_seed([1; 32]));
+    pool.add_transport("udp", &[Protocol::Udp]);
+    let mut sim = Sim::many([]);
+    let ids = [(); 2].map(|()| {
+        sim.with(|_, cx| {
+            let mut cx = Cx {
+                now: cx.now,
+                wall: cx.wall,
+                // The same draw for both.
+                entropy: &mut Entropy::from_seed([2; 32]),
+                out: &mut Vec::new(),
+            };
+            let registration = built(account().line(true).endpoint("trunk"));
+            pool.insert(&mut cx, registration.into())
+        })
+    });
+    let token = Entropy::from_seed([2; 32]).letters(7);
+    let uri = format!("sip:s@192.0.2.1;line={token}");
+    let found = pool.matches(&uri, "<sip:x@y>", registrar());
+    assert_eq!(found.map(|found| found.registration), Some(ids[0]));
+    sim.with(|_, cx| pool.remove(cx, ids[1], Duration::ZERO));
+    assert!(pool.matches(&uri, "<sip:x@y>", registrar()).is_some());
+}
+
+#[test]
+fn the_later_of_two_that_make_the_same_binding_is_told() {
+    let warnings = |sim: &mut Sim| -> Vec<_> {
+        let events = sim.all_events();
+        let same = events.into_iter().filter_map(|(id, event)| match event {
+            Event::Warning(Warning::SameBinding(other)) => Some((id, other)),
+            _ => None,
+        });
+        same.collect()
+    };
+    let mut sim = Sim::many([]);
+    let first = sim.add(built(account()));
+    assert_eq!(warnings(&mut sim), []);
+    // Another provider, user, transport, instance, or a token of its own: another binding.
+    let elsewhere = Registration::builder("sip:192.0.2.10", "sip:alice@example.com");
+    let params = "+sip.instance=\"<urn:uuid:1>\";reg-id=2";
+    for other in [
+        elsewhere,
+        account().contact_user("alice"),
+        account().transport("udp"),
+        account().contact_header_params(params),
+        account().line(true).endpoint("trunk"),
+    ] {
+        sim.add(built(other));
+    }
+    assert_eq!(warnings(&mut sim), []);
+    let upper = Registration::builder("sip:192.0.2.9", "sip:alice@EXAMPLE.com").user_agent("x");
+    let second = sim.add(built(upper));
+    let third = sim.add(built(account()));
+    assert_eq!(warnings(&mut sim), [(second, first), (third, first)]);
+    // What does not change the binding is not told again; who leaves is not named any more.
+    let mut policy = Policy::default();
+    policy.retry.jitter = 0.0;
+    let same = built(account().policy(policy));
+    sim.with(|pool, cx| pool.reconfigure(cx, third, same.into()));
+    assert_eq!(warnings(&mut sim), []);
+    sim.remove(first, Duration::from_secs(1));
+    sim.advance(Duration::from_secs(1));
+    let fourth = sim.add(built(account()));
+    assert_eq!(warnings(&mut sim), [(fourth, second)]);
+    // One that becomes the same by a change of its configuration.
+    let fifth = sim.add(built(account().contact_user("bob")));
+    sim.events();
+    sim.with(|pool, cx| pool.reconfigure(cx, fifth, built(account()).into()));
+    // Nobody answers: the REGISTER under way and the un-REGISTER have to time out first.
+    sim.advance(Duration::from_secs(70));
+    assert_eq!(warnings(&mut sim), [(fifth, second)]);
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn without_tcp(error: FlowError) -> Sim {
     sim.reply(&register, Reply::granted(604_800));
     sim.events();
     sim.refuse_next_open(error);
-    sim.add(built(long(1300)));
+    sim.add(built(long(1300).contact_user("long")));
     sim
 }
 

@@ -720,6 +720,11 @@ impl Machine {
         self.identity.line.as_deref()
     }
 
+    /// Another `line` token, for one that somebody else has; before anything was sent with it.
+    pub(crate) fn draw_line(&mut self, entropy: &mut Entropy) {
+        self.identity.line = self.line().map(|_| entropy.letters(7).into());
+    }
+
     /// The state: is there a binding, and what are we doing about it.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -815,6 +820,11 @@ impl Machine {
             _ => self.seldom.choice,
         };
         self.registration.choice(number)
+    }
+
+    /// Where the lease was granted.
+    pub(crate) fn bound_at(&self) -> Option<std::net::SocketAddr> {
+        self.lease.as_ref().map(|lease| lease.target.address())
     }
 
     /// Whether the cycle under way can afford a target that may be dead, and another one after it.

@@ -126,13 +126,13 @@ impl Pool {
         self.flow_failed(cx, flow, error);
     }
 
-    pub(super) fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId, id: RegistrationId) {
-        if self.flows.leave(flow, id.index) {
+    pub(super) fn leave(&mut self, cx: &mut Out<'_>, flow: FlowId, user: User) {
+        if self.flows.leave(flow, user) {
             cx.out.push(PoolOutput::Close(flow));
         }
     }
 
-    fn in_slot(&self, index: u32) -> Option<RegistrationId> {
+    pub(super) fn in_slot(&self, index: u32) -> Option<RegistrationId> {
         let slot = self.slots.get(index as usize)?;
         slot.entry.as_ref().map(|_| RegistrationId {
             index,

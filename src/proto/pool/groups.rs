@@ -205,7 +205,8 @@ impl Pool {
         let Some(entry) = self.entry_mut(id) else {
             return;
         };
-        let before = entry.machine.line().map(Box::<str>::from);
+        let before = Arc::clone(entry.machine.registration());
+        let line = entry.machine.line().map(Box::<str>::from);
         let mut none = Vec::new();
         entry.machine.adopt(
             &mut Cx {
@@ -216,12 +217,11 @@ impl Pool {
             },
             to,
         );
-        let after = entry.machine.line().map(Box::<str>::from);
-        if before != after {
-            self.lines.extend(after.map(|line| (line, id)));
-            before.map(|line| self.lines.remove(&line));
+        if entry.machine.line() != line.as_deref() {
+            line.map(|old| self.lines.remove(&old));
+            self.list_line(cx, id);
         }
-        self.settle(cx, id);
+        self.settle(cx, id, &before);
     }
 
     /// What one machine tells is told of its registration.

@@ -1,5 +1,6 @@
 //! All registrations of an agent: slab, deadlines, flows, names, demultiplexing, the in-flight window. Still pure.
 
+mod bindings;
 mod flows;
 mod groups;
 mod guarding;
@@ -7,12 +8,13 @@ mod inbound;
 mod names;
 mod window;
 
+use bindings::Bindings;
 use flows::flow_key;
 use groups::Groups;
 use names::{Targets, Waiter};
 use window::Window;
 
-use crate::proto::flow::{Asker, FlowTable, spread};
+use crate::proto::flow::{Asker, FlowTable, User, spread};
 use crate::proto::group;
 use crate::proto::guard::{Guard, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
@@ -133,6 +135,7 @@ pub struct Pool {
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
     lines: HashMap<Box<str>, RegistrationId>,
     groups: Groups,
+    bindings: Bindings,
     /// Empty lists, to be used again: one for each input that another one leads to
     scratch: Vec<Vec<Output>>,
 }
@@ -199,6 +202,7 @@ impl Pool {
             waiting_for_guard: VecDeque::new(),
             lines: HashMap::new(),
             groups: Groups::default(),
+            bindings: Bindings::default(),
             scratch: Vec::new(),
         }
     }
@@ -237,6 +241,7 @@ impl Pool {
         let further = registration.further_flows().to_vec();
         let id = self.place(cx, registration);
         self.count += 1;
+        self.list_binding(cx, id);
         if !further.is_empty() {
             self.group(cx, id, further);
         }
@@ -265,9 +270,6 @@ impl Pool {
             ..Identity::default()
         };
         let machine = Machine::new(registration, identity, cx.entropy);
-        if let Some(line) = machine.line() {
-            self.lines.insert(line.into(), id);
-        }
         slot.entry = Some(Box::new(Entry {
             machine,
             deadline: None,
@@ -275,6 +277,7 @@ impl Pool {
             window: None,
             guard: None,
         }));
+        self.list_line(cx, id);
         id
     }
 
@@ -423,12 +426,12 @@ impl Pool {
                 entropy: cx.entropy,
                 out: &mut outputs,
             };
+            let registration = Arc::clone(entry.machine.registration());
             let line = entry.machine.line().map(Box::<str>::from);
             entry.machine.handle(&mut inner, input);
             if entry.machine.line() != line.as_deref() {
-                let new = entry.machine.line().map(Box::<str>::from);
-                self.lines.extend(new.map(|new| (new, id)));
                 line.map(|old| self.lines.remove(&old));
+                self.list_line(cx, id);
             }
             // What it found out holds for those who would take its place.
             for output in &outputs {
@@ -438,7 +441,7 @@ impl Pool {
                     self.disperse(cx, target);
                 }
             }
-            self.settle(cx, id);
+            self.settle(cx, id, &registration);
         }
         let mut done = None;
         for output in outputs.drain(..) {
@@ -612,8 +615,15 @@ impl Pool {
 
     // ---- bookkeeping
 
-    /// Brings deadline, flow users and window in line with what the machine now says.
-    fn settle(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+    /// Brings deadline, flow users and window in line with what the machine now says, which had this configuration before.
+    fn settle(&mut self, cx: &mut Out<'_>, id: RegistrationId, before: &Arc<Registration>) {
+        let registration = self.registration(id).map(Arc::clone);
+        let Some(registration) = registration else {
+            return;
+        };
+        if !Arc::ptr_eq(&registration, before) {
+            self.list_changed(cx, id, before);
+        }
         let Some(entry) = self
             .slots
             .get_mut(id.index as usize)
@@ -631,19 +641,20 @@ impl Pool {
             }
             entry.deadline = deadline;
         }
-        let (before, after) = (entry.flows, entry.machine.flows());
-        entry.flows = after;
+        let (was, is) = (entry.flows, entry.machine.flows());
+        entry.flows = is;
         let engaged = entry.machine.engaged();
         let left = entry
             .window
             .take_if(|target| engaged != Some(target.address()));
-        if before != after {
-            for flow in after.into_iter().flatten() {
-                self.flows.join(flow, id.index);
+        if was != is || !Arc::ptr_eq(&registration, before) {
+            let (from, to) = (user(before, id), user(&registration, id));
+            for flow in is.into_iter().flatten() {
+                self.flows.join(flow, to);
             }
-            for flow in before.into_iter().flatten() {
-                if !after.contains(&Some(flow)) {
-                    self.leave(cx, flow, id);
+            for flow in was.into_iter().flatten() {
+                if from != to || !is.contains(&Some(flow)) {
+                    self.leave(cx, flow, from);
                 }
             }
         }
@@ -668,8 +679,10 @@ impl Pool {
         if let Some(line) = entry.machine.line() {
             self.lines.remove(line);
         }
+        let registration = entry.machine.registration();
+        self.bindings.remove(registration, id.index);
         for flow in entry.flows.into_iter().flatten() {
-            self.leave(cx, flow, id);
+            self.leave(cx, flow, user(registration, id));
         }
         if let Some(target) = entry.window {
             self.release(cx, target.address());
@@ -705,4 +718,14 @@ impl Pool {
             })
         })
     }
+}
+
+/// What stands for the Contact user of those that have none, or any (RFC 6140 §5.3)
+const NO_NAME: u32 = 0;
+
+/// A registration as its flows know it
+fn user(registration: &Registration, id: RegistrationId) -> User {
+    let name = registration.contact_user().as_str();
+    let name = name.filter(|_| !registration.gin());
+    (name.map_or(NO_NAME, bindings::short_hash), id.index)
 }

@@ -75,7 +75,7 @@ impl Script {
             SocketAddr::from(([192, 0, 2, 9], port)),
         );
         self.table.opened(flow, Arc::new(info));
-        self.table.join(flow, 0);
+        self.table.join(flow, (1, 0));
         flow
     }
 
@@ -190,9 +190,9 @@ fn a_flow_that_is_not_made_in_time_has_failed() {
 fn a_flow_without_users_is_gone_and_leaves_nothing() {
     let mut script = Script::new();
     let flow = script.up(5060);
-    script.table.join(flow, 7);
-    assert!(!script.table.leave(flow, 0));
-    assert!(script.table.leave(flow, 7));
+    script.table.join(flow, (1, 7));
+    assert!(!script.table.leave(flow, (1, 0)));
+    assert!(script.table.leave(flow, (1, 7)));
     let other = script.make(5070);
     let asker = Asker {
         id: RegistrationId::from_parts(script.ops, 0),
@@ -210,7 +210,7 @@ fn an_idle_flow_has_one_deadline_however_many_ride_on_it() {
     let flow = script.up(5060);
     let policy = KeepAlivePolicy::default();
     for slot in 0..100_000 {
-        script.table.join(flow, slot);
+        script.table.join(flow, (slot % 7, slot));
         let terms = KeepAliveTerms::default();
         script
             .table
