@@ -180,6 +180,35 @@ fn two_accounts_at_one_registrar_are_told_apart_by_connection() {
 }
 
 #[test]
+fn a_call_over_any_flow_of_a_registration_is_for_it() {
+    let mut policy = Policy::default();
+    policy.inbound_from = InboundFrom::Flow;
+    let urn = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
+    let two = account()
+        .instance(InstanceId::parse(urn).expect("a urn"))
+        .outbound(true)
+        .outbound_proxy("sip:192.0.2.11;lr")
+        .further_flow("sip:192.0.2.12;lr")
+        .policy(policy);
+    let mut sim = Sim::new(built(two));
+    while !sim.is_silent() {
+        for request in sim.all_sent() {
+            sim.reply(&request, Reply::granted(600).header("Require", "outbound"));
+        }
+        sim.advance(Duration::from_secs(1));
+    }
+    let same = |event: &Event| matches!(event, Event::Warning(Warning::SameBinding(_)));
+    assert!(!sim.events().iter().any(same), "its flows are no rivals");
+    let id = sim.id();
+    for source in ["192.0.2.11:5060", "192.0.2.12:5060"] {
+        sim.receive(source.parse().expect("an address"), invite("s"));
+        assert_eq!(told(&mut sim), (Some(id), vec![]), "{source}");
+    }
+    sim.receive(registrar(), invite("s"));
+    assert_eq!(told(&mut sim), (None, vec![]), "not by an edge");
+}
+
+#[test]
 fn a_datagram_belongs_to_no_connection() {
     let tcp = Registration::builder("sip:192.0.2.9;transport=tcp", "sip:alice@example.com")
         .max_random_initial_delay(Duration::ZERO);
