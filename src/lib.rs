@@ -173,8 +173,8 @@ pub use proto::{
     FlowError, FlowId, FlowInfo, Frame, FrameError, Framer, GiveUp, Guarded, Headers, Identity,
     Input, KeepAlive, KeepAliveTerms, LeaseStatus, MAX_BODY, MAX_HEAD, Machine, Message, NameAddr,
     OpId, Output, ParamValue, ParseError, Pool, PoolOutput, Protocol, ReferenceStatus, Registered,
-    RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError, Via,
-    Warning, WayOut, WsError,
+    RegistrationId, Removal, Request, Response, Status, Target, TargetOutcome, TlsError,
+    Transcript, Via, Warning, WayOut, WsError,
 };
 #[cfg(feature = "tokio")]
 pub use resolve::SystemResolver;

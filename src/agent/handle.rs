@@ -4,7 +4,8 @@ use super::actor::{Core, Outcome};
 use super::events::{Events, Messages, Told};
 use crate::{
     AgentBuilder, Change, Failure, Flow, FlowError, FlowId, InboundMessage, Input, Match,
-    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status, WayOut,
+    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status,
+    Transcript, WayOut,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -270,6 +271,13 @@ impl Registrar for Agent {
             .flatten()
     }
 
+    async fn transcript(&self, id: RegistrationId) -> Option<Transcript> {
+        self.ask(move |core| core.pool.transcript(id).cloned())
+            .await
+            .ok()
+            .flatten()
+    }
+
     async fn statuses(&self) -> Vec<(RegistrationId, Status)> {
         self.ask(|core| {
             core.pool
@@ -393,6 +401,11 @@ impl RegistrationHandle {
     /// The state; none when it was removed.
     pub async fn status(&self) -> Option<Status> {
         self.agent.status(self.id).await
+    }
+
+    /// The last request and its answer, where [`Policy::keep_transcript`](crate::Policy::keep_transcript) has it so.
+    pub async fn transcript(&self) -> Option<Transcript> {
+        self.agent.transcript(self.id).await
     }
 
     /// The configuration in force; none when it was removed.

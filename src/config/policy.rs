@@ -77,6 +77,9 @@ pub struct Policy {
     /// From where a request may come that is to be matched to the registration; default [`InboundFrom::Anywhere`], as in the
     /// reference (D24, BEHAVIOUR §5).
     pub inbound_from: InboundFrom,
+    /// Whether the last request and its answer are kept, without secrets, for a support ticket; default `false` in every
+    /// profile: up to 8 KiB a registration (D27). See [`Transcript`](crate::Transcript).
+    pub keep_transcript: bool,
     /// Whether Via carries `alias` on streams; default `false`, as RFC 5923 asks more than a parameter, `asterisk()` `true`.
     pub via_alias: bool,
     /// How long before a certificate of a flow expires grants come with a warning, once a flow; default 14 days, 0 is
@@ -261,6 +264,7 @@ impl Default for Policy {
             flow_recovery: true,
             contact_rewriting: ContactRewriting::Off,
             inbound_from: InboundFrom::Anywhere,
+            keep_transcript: false,
             via_alias: false,
             certificate_warning: Duration::from_secs(14 * 86_400),
         }

@@ -3,7 +3,7 @@
 use super::loaded::Loaded;
 use super::objects::AuthSection;
 use super::registration::RegistrationSection;
-use crate::{Activity, Registration, Status};
+use crate::{Activity, Registration, Status, Transcript};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,12 @@ pub struct RegistrationDetail {
     /// What AMI does not have; `None` where it does not run
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub live: Option<Live>,
+    /// The last request without secrets, where it was kept and [given](Self::with_transcript)
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub last_request: Option<Box<str>>,
+    /// The final answer to it
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub last_response: Option<Box<str>>,
 }
 
 /// The live figures of a registration
@@ -154,6 +160,8 @@ impl RegistrationDetail {
             status: None,
             next_reg: None,
             live: None,
+            last_request: None,
+            last_response: None,
         }
     }
 
@@ -201,6 +209,14 @@ impl RegistrationDetail {
             retries: status.retries,
             last_failure: status.last_failure.as_ref().map(ToString::to_string),
         });
+        self
+    }
+
+    /// Adds the last request and its answer, of a registration whose policy keeps them.
+    #[must_use]
+    pub fn with_transcript(mut self, transcript: Transcript) -> Self {
+        self.last_request = Some(transcript.request);
+        self.last_response = transcript.response;
         self
     }
 
@@ -281,7 +297,19 @@ impl fmt::Display for RegistrationDetail {
         line("Target", live.target.clone())?;
         line("Flow", number(live.flow))?;
         line("Retries", Some(live.retries.to_string()))?;
-        line("LastFailure", live.last_failure.clone())
+        line("LastFailure", live.last_failure.clone())?;
+        for (name, message) in [
+            ("LastRequest", &self.last_request),
+            ("LastResponse", &self.last_response),
+        ] {
+            if let Some(message) = message {
+                writeln!(f, "{name}:")?;
+                for line in message.lines() {
+                    writeln!(f, "  {line}")?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

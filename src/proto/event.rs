@@ -551,6 +551,9 @@ pub struct Status {
     pub activity: Activity,
     /// The last failure; none after a success
     pub last_failure: Option<Failure>,
+    /// The exchange that ended in the last failure, for a support ticket; none after a success, whose event has it, and
+    /// where no request was sent (D27)
+    pub exchange: Option<Box<Exchange>>,
     /// Counted failures since the last success
     pub retries: u32,
     /// What `pjsip show registrations` would print
@@ -565,6 +568,7 @@ impl Status {
             lease: None,
             activity,
             last_failure: None,
+            exchange: None,
             retries: 0,
             reference: ReferenceStatus::Unregistered,
         }

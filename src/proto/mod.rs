@@ -19,6 +19,7 @@ mod pool;
 mod setters;
 mod stun;
 mod transaction;
+mod transcript;
 mod verdict;
 
 use digest::Sessions;
@@ -43,4 +44,5 @@ pub use message::scan::{
 };
 pub(crate) use pool::accepts;
 pub use pool::{Pool, PoolOutput};
+pub use transcript::Transcript;
 pub use verdict::{FailureClass, GiveUp};

@@ -100,6 +100,8 @@ setters!(LeaseStatus {
 setters!(Status {
     /// Sets the counted failures since the last success.
     with_retries(retries: u32) => retries;
+    /// Sets the exchange that ended in the last failure.
+    with_exchange(exchange: Exchange) => Some(Box::new(exchange));
     /// Sets what the reference would print; [`with_lease`](Self::with_lease) says `Registered`.
     with_reference(reference: crate::ReferenceStatus) => reference;
 });

@@ -1,6 +1,8 @@
 //! What an application holds, and can mock.
 
-use crate::{Change, Flow, Match, Registration, RegistrationId, Removal, Status, WayOut};
+use crate::{
+    Change, Flow, Match, Registration, RegistrationId, Removal, Status, Transcript, WayOut,
+};
 use async_trait::async_trait;
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -45,6 +47,12 @@ pub trait Registrar: Send + Sync + Debug {
     async fn registration(&self, id: RegistrationId) -> Option<Arc<Registration>>;
     /// The state of one registration.
     async fn status(&self, id: RegistrationId) -> Option<Status>;
+    /// The last request and its answer, where [`Policy::keep_transcript`](crate::Policy::keep_transcript) has it so (D27).
+    ///
+    /// None unless implemented.
+    async fn transcript(&self, _id: RegistrationId) -> Option<Transcript> {
+        None
+    }
     /// The state of all.
     async fn statuses(&self) -> Vec<(RegistrationId, Status)>;
     /// Asks the registrar for the bindings of the AOR; the answer is [`Event::Bindings`](crate::Event::Bindings).

@@ -47,6 +47,7 @@ mod rules_reference;
 mod rules_refresh;
 mod rules_retry;
 mod rules_soak;
+mod rules_tickets;
 mod rules_tls;
 mod rules_ws;
 #[cfg(feature = "tokio")]

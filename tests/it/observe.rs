@@ -2,8 +2,8 @@
 
 use sip_registration::testkit::{MockTransport, Reply, Wire};
 use sip_registration::{
-    Agent, Algorithm, CredentialProvider, Credentials, CredentialsQuery, FlowError, Registration,
-    RegistrationId, Secret,
+    Agent, Algorithm, CredentialProvider, Credentials, CredentialsQuery, FlowError, Policy,
+    Registration, RegistrationId, Secret,
 };
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -50,6 +50,11 @@ fn account(server: &str) -> Registration {
 fn of(user: &str, server: &str, credentials: Credentials) -> Registration {
     Registration::builder(server, format!("sip:{user}@example.com"))
         .outbound_auth(credentials)
+        .policy({
+            let mut policy = Policy::default();
+            policy.keep_transcript = true;
+            policy
+        })
         .max_random_initial_delay(Duration::ZERO)
         .build()
         .expect("a good configuration")
@@ -142,6 +147,7 @@ async fn a_full_trace_shows_each_registration_and_no_secret() {
         shown: Vec::new(),
     };
     let mut shown = Shown::default();
+    let mut transcripts = String::new();
     let stored = ha1("bob", "hunter4-of-bob");
     let hashed = Credentials::ha1("bob", "example.com", Algorithm::Md5, &stored);
     let accounts = [
@@ -162,6 +168,8 @@ async fn a_full_trace_shows_each_registration_and_no_secret() {
             for code in codes {
                 registrar.answer(*code).await;
                 shown.debug(&handle.status().await);
+                let transcript = handle.transcript().await.expect("it is kept");
+                transcripts += &format!("{transcript}\n{transcript:?}\n");
             }
         }
         handles.push(handle);
@@ -250,6 +258,16 @@ async fn a_full_trace_shows_each_registration_and_no_secret() {
         "Authenticate:",
         "cnonce=",
     ];
+    // The last messages name the headers, and nothing that is in them.
+    assert!(
+        transcripts.contains("Authorization: Digest ***"),
+        "{transcripts}"
+    );
+    assert!(transcripts.contains("SIP/2.0 403"), "{transcripts}");
+    let transcripts = transcripts
+        .replace("Authorization:", "")
+        .replace("Authenticate:", "");
+    shown.0 += &transcripts;
     let secrets = words.into_iter().map(str::to_owned);
     for secret in secrets.chain(hashes).chain(responses).chain(cnonces) {
         let found = shown.0.find(&secret).map(|at| {

@@ -59,6 +59,7 @@ impl Machine {
         if let Some(exchange) = &mut exchange {
             exchange.mapped = seen.mapped;
         }
+        self.transcribe(Some(response));
         self.finale(cx, response, sent_at, exchange);
     }
 
@@ -101,7 +102,7 @@ impl Machine {
         }
         let failure = Failure::Rejected {
             code,
-            reason: plain(&response.reason()),
+            reason: plain(&response.reason(), SHOWN),
         };
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
@@ -751,6 +752,19 @@ impl Machine {
         }
     }
 
+    /// D27: the last request and its answer, where the policy wants them
+    pub(super) fn transcribe(&mut self, response: Option<&Response>) {
+        if !self.registration.policy().keep_transcript {
+            return;
+        }
+        if let Plan::Cycle(cycle) = &self.plan
+            && let Step::Registering(transaction) = &cycle.step
+            && let Some(transcript) = Transcript::of(&transaction.message, response)
+        {
+            self.seldom.change().transcript = Some(Box::new(transcript));
+        }
+    }
+
     /// D27: what a support ticket needs
     pub(super) fn exchange(&self, response: Option<&Response>) -> Option<Box<Exchange>> {
         let Plan::Cycle(cycle) = &self.plan else {
@@ -762,7 +776,7 @@ impl Machine {
         let text = |name: &str| {
             response
                 .and_then(|r| r.header(name))
-                .map(|value| plain(&value))
+                .map(|value| plain(&value, SHOWN))
         };
         let extensions = response.map(|response| match response.code() {
             420 => response.option_tags("Unsupported"),
@@ -794,6 +808,9 @@ fn says_outbound(response: &Response) -> bool {
         .iter()
         .any(|tag| tag.eq_ignore_ascii_case("outbound"))
 }
+
+/// Characters of a header field that events show
+const SHOWN: usize = 256;
 
 /// What a 2xx to a REGISTER says of keep-alives (RFC 5626 §4.4, RFC 6223 §4.3)
 fn terms(response: &Response, keep: Option<u32>) -> KeepAliveTerms {
@@ -827,15 +844,16 @@ pub(super) fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
         .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Text of a peer as events and logs may show it: no control characters, and none that turn the writing direction
-pub(super) fn plain(text: &str) -> Box<str> {
+/// Text of a peer as events and logs may show it: no control characters, and none that turn the writing direction; at
+/// most so many characters
+pub(crate) fn plain(text: &str, most: usize) -> Box<str> {
     let odd = |c: &char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     text.chars()
         .filter(|c| !odd(c))
-        .take(256)
+        .take(most)
         .collect::<String>()
         .into()
 }

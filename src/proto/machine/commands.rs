@@ -348,7 +348,7 @@ impl Machine {
 
     pub(super) fn credentials_refused(&self) -> bool {
         matches!(
-            self.last_failure.as_deref(),
+            self.last_failure.as_deref().map(|(failure, _)| failure),
             Some(Failure::CredentialsRefused { .. } | Failure::Unanswerable { .. })
         )
     }

@@ -618,6 +618,7 @@ impl Machine {
             cx.now,
         ));
         cx.out.push(Output::Transmit { flow, message });
+        self.transcribe(None);
     }
 }
 

@@ -12,7 +12,7 @@
 //! The lease lives beside all of this: it starts with a grant, ends when it expires or is removed, and no failure
 //! in between takes it away.
 
-mod answers;
+pub(super) mod answers;
 mod certificates;
 mod commands;
 mod cycle;
@@ -31,6 +31,7 @@ use crate::proto::locate::TargetOutcome;
 use crate::proto::mapping::Seen;
 use crate::proto::message::write::{self, ContactForm, Parts};
 use crate::proto::transaction::{Due, Transaction};
+use crate::proto::transcript::Transcript;
 use crate::proto::verdict::{self, GiveUp, Verdict};
 use crate::proto::{Entropy, Sessions};
 use crate::{
@@ -509,6 +510,8 @@ struct Seldom {
     choice: u8,
     /// [`RETURN`] after this the first choice is tried again
     fell_back: Option<Instant>,
+    /// The last request and its answer, where the policy wants them (D27)
+    transcript: Option<Box<Transcript>>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     without_outbound: bool,
     /// Another flow of the same registration is up
@@ -543,6 +546,7 @@ static NOTHING: Seldom = Seldom {
     without_outbound: false,
     others_hold: false,
     bearings: None,
+    transcript: None,
 };
 
 impl Seldom {
@@ -563,6 +567,7 @@ impl Seldom {
             without_outbound,
             others_hold,
             bearings,
+            transcript,
         } = self;
         then.is_empty()
             && then_at.is_none()
@@ -575,6 +580,7 @@ impl Seldom {
             && !without_outbound
             && !others_hold
             && bearings.is_none()
+            && transcript.is_none()
     }
 }
 
@@ -644,7 +650,8 @@ pub struct Machine {
     retries: u32,
     ops: u32,
     last_start: Option<Instant>,
-    last_failure: Option<Box<Failure>>,
+    /// With its exchange, where a request was sent (D27)
+    last_failure: Option<Box<(Failure, Option<Box<Exchange>>)>>,
     reference: ReferenceStatus,
     sessions: Sessions,
     seldom: Rarely,
@@ -738,6 +745,7 @@ impl Machine {
                 Purpose::Query | Purpose::Reconcile | Purpose::RemoveAll => Activity::Querying,
             },
         };
+        let (failure, exchange) = self.last_failure.as_deref().map(|(f, e)| (f, e)).unzip();
         Status {
             lease: self.lease.as_ref().map(|lease| LeaseStatus {
                 expires_at: lease.expires_at,
@@ -748,10 +756,19 @@ impl Machine {
                 mapped: None,
             }),
             activity,
-            last_failure: self.last_failure.as_deref().cloned(),
+            last_failure: failure.cloned(),
+            exchange: exchange.cloned().flatten(),
             retries: self.retries,
             reference: self.reference,
         }
+    }
+
+    /// The last request and its answer, where [`Policy::keep_transcript`](crate::Policy::keep_transcript) has it so (D27);
+    /// none before the first request, and after another registration has taken the place of this one.
+    #[must_use]
+    pub fn transcript(&self) -> Option<&Transcript> {
+        let kept = self.registration.policy().keep_transcript;
+        self.seldom.transcript.as_deref().filter(|_| kept)
     }
 
     /// When [`Input::Timeout`] is due; computed from the state, so that no timer can be forgotten.
@@ -820,6 +837,11 @@ impl Machine {
             _ => self.seldom.choice,
         };
         self.registration.choice(number)
+    }
+
+    /// Whether the last attempt failed.
+    pub(crate) const fn has_failed(&self) -> bool {
+        self.last_failure.is_some()
     }
 
     /// Where the lease was granted.

@@ -150,7 +150,7 @@ impl Machine {
             .as_ref()
             .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
         self.reference = ReferenceStatus::Rejected;
-        self.last_failure = Some(Box::new(failure.clone()));
+        self.last_failure = Some(Box::new((failure.clone(), exchange.clone())));
         let broken_way = self.registration.outbound()
             && policy.flow_recovery
             && retry_after.is_none()

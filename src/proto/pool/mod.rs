@@ -26,7 +26,7 @@ use crate::proto::{
 };
 use crate::{
     Answer, Change, CredentialsQuery, InboundMessage, Match, Query, Received, Registration,
-    ResolveError, Response, Secret, SipUri,
+    ResolveError, Response, Secret, SipUri, Transcript,
 };
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -331,6 +331,24 @@ impl Pool {
             .zip(statuses)
             .filter_map(|(number, status)| Some((number, status?)))
             .collect()
+    }
+
+    /// The last request of one registration and its answer, where
+    /// [`Policy::keep_transcript`](crate::Policy::keep_transcript) has it so (D27); of one with several flows that of the
+    /// first that failed, or else of the first.
+    #[must_use]
+    pub fn transcript(&self, id: RegistrationId) -> Option<&Transcript> {
+        let id = Some(id).filter(|id| self.groups.owner(*id) == *id)?;
+        let members = self.members(id);
+        let machines = || {
+            members
+                .iter()
+                .filter_map(|id| Some(&self.entry(*id)?.machine))
+        };
+        machines()
+            .filter(|machine| machine.has_failed())
+            .chain(machines())
+            .find_map(Machine::transcript)
     }
 
     fn status_of(&self, id: RegistrationId) -> Option<Status> {
