@@ -6,8 +6,11 @@
 //! ```
 //!
 //! `--check` lists what the file means and what is wrong with it, and registers nothing. The ports are those of the
-//! file's transports. SIGHUP reloads; SIGTERM and Ctrl-C un-register everything.
+//! file's transports. `--statsd IP:PORT` has Asterisk's gauges. SIGHUP reloads; SIGTERM and Ctrl-C un-register everything.
 
+mod pjsip;
+
+use pjsip::{Names, Signal, Signals, Statsd};
 use sip_registration::pjsip_conf::{Directory, Files, Loaded, Running, Severity, load, table};
 use sip_registration::{
     Agent, AgentBuilder, Clock, DnsResolver, Event, Host, InboundMessage, Match, Protocol,
@@ -18,13 +21,13 @@ use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT]";
+const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT] [--statsd IP:PORT]";
 const HELP: &str = "show, show ID, json, json ID, register ID|*all, unregister ID|*all, refresh ID|*all, reload, quit";
 
 /// What a removal may take; the end of the program has a little more.
@@ -36,35 +39,21 @@ struct Options {
     config: Option<String>,
     check: bool,
     nameserver: Option<SocketAddr>,
-}
-
-/// Which section is which registration; shared with those who print.
-#[derive(Clone, Default)]
-struct Names(Arc<Mutex<HashMap<RegistrationId, Arc<str>>>>);
-
-impl Names {
-    fn set(&self, running: &Running) {
-        let names = running.ids().map(|(name, id)| (id, Arc::clone(name)));
-        // What was removed keeps its name: its last event may still come.
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(names);
-    }
-
-    fn of(&self, id: RegistrationId) -> String {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names
-            .get(&id)
-            .map_or_else(|| id.to_string(), ToString::to_string)
-    }
+    statsd: Option<SocketAddr>,
 }
 
 /// Says whose request it is, and leaves the answer to the agent: 200 to OPTIONS, else 480.
-struct Switchboard(Names);
+struct Switchboard {
+    names: Names,
+    statsd: Option<Arc<Statsd>>,
+}
 
 impl Host for Switchboard {
-    fn event(&self, _: RegistrationId, _: &Event) {}
+    fn event(&self, id: RegistrationId, event: &Event) {
+        if let Some(statsd) = &self.statsd {
+            statsd.event(id, event);
+        }
+    }
 
     fn message(&self, message: InboundMessage) -> std::result::Result<(), InboundMessage> {
         let method = message.request().map_or_else(
@@ -76,7 +65,7 @@ impl Host for Switchboard {
                 let endpoint = found.endpoint.as_deref().unwrap_or("none");
                 format!(
                     "registration {}, endpoint {endpoint}",
-                    self.0.of(found.registration)
+                    self.names.of(found.registration)
                 )
             }
             None if message.candidates().is_empty() => "no registration".to_owned(),
@@ -128,7 +117,14 @@ async fn run(options: Options) -> Result<ExitCode> {
     }
     complain(&loaded);
     let names = Names::default();
-    let mut agent = Agent::builder().host(Switchboard(names.clone()));
+    let statsd = match options.statsd {
+        Some(server) => Some(Arc::new(Statsd::new(server)?)),
+        None => None,
+    };
+    let mut agent = Agent::builder().host(Switchboard {
+        names: names.clone(),
+        statsd: statsd.clone(),
+    });
     if let Some(nameserver) = options.nameserver {
         agent = agent.resolver(DnsResolver::builder().name_server(nameserver).build());
     }
@@ -141,14 +137,9 @@ async fn run(options: Options) -> Result<ExitCode> {
         files,
         name: name.to_owned(),
         tls,
+        statsd,
     };
-    let mut events = service.agent.events();
-    let names = service.names.clone();
-    let printing = tokio::spawn(async move {
-        while let Some((id, event)) = events.next().await {
-            println!("{} {event}", names.of(id));
-        }
-    });
+    let printing = tokio::spawn(pjsip::print(service.agent.events(), service.names.clone()));
     let mut commands = Some(standard_input());
     let mut signals = Signals::new()?;
     service.start(loaded).await?;
@@ -173,6 +164,7 @@ async fn run(options: Options) -> Result<ExitCode> {
     for (id, fate) in service.agent.shutdown(FAREWELL).await {
         println!("{} binding {fate}", service.names.of(id));
     }
+    service.gauge().await;
     let _ = printing.await;
     Ok(ExitCode::SUCCESS)
 }
@@ -184,13 +176,21 @@ struct Service {
     files: Directory,
     name: String,
     tls: HashMap<Arc<str>, Arc<TlsTransport>>,
+    statsd: Option<Arc<Statsd>>,
 }
 
 impl Service {
     async fn start(&mut self, loaded: Loaded) -> Result<()> {
         self.running.apply(&self.agent, loaded, REMOVAL).await?;
         self.names.set(&self.running);
+        self.gauge().await;
         Ok(())
+    }
+
+    async fn gauge(&self) {
+        if let Some(statsd) = &self.statsd {
+            statsd.catch_up(&self.agent).await;
+        }
     }
 
     async fn command(&mut self, line: &str) {
@@ -219,6 +219,7 @@ impl Service {
     /// In a task of its own: a registrar may take its time.
     fn send(&self, command: &str, name: &str, id: RegistrationId) {
         let (agent, command, name) = (self.agent.clone(), command.to_owned(), name.to_owned());
+        let statsd = self.statsd.clone();
         tokio::spawn(async move {
             let done = match command.as_str() {
                 "register" => agent.reregister(id).await.map(|()| "taken".to_owned()),
@@ -232,6 +233,9 @@ impl Service {
                 "{name} {command}: {}",
                 done.unwrap_or_else(|error| error.to_string())
             );
+            if let Some(statsd) = statsd {
+                statsd.catch_up(&agent).await;
+            }
         });
     }
 
@@ -257,6 +261,7 @@ impl Service {
             Err(error) => println!("{error}"),
         }
         self.names.set(&self.running);
+        self.gauge().await;
         println!("reloaded");
     }
 
@@ -369,68 +374,6 @@ async fn next(commands: &mut Option<mpsc::UnboundedReceiver<String>>) -> String 
     std::future::pending().await
 }
 
-#[derive(PartialEq)]
-enum Signal {
-    Reload,
-    End,
-}
-
-#[cfg(unix)]
-struct Signals {
-    hangup: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.hangup.recv() => Signal::Reload,
-            _ = self.terminate.recv() => Signal::End,
-            _ = self.interrupt.recv() => Signal::End,
-        }
-    }
-
-    /// Leaves a SIGHUP for later.
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) -> Signal {
-        self.end().await;
-        Signal::End
-    }
-
-    async fn end(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
 fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options, String> {
     let mut options = Options::default();
     while let Some(flag) = args.next() {
@@ -438,13 +381,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
         match flag.as_str() {
             "--config" => options.config = Some(value()?),
             "--check" => options.check = true,
-            "--nameserver" => {
-                let text = value()?;
-                let address = text
-                    .parse()
-                    .map_err(|_| format!("{flag} {text:?} is not an address and a port"))?;
-                options.nameserver = Some(address);
-            }
+            "--nameserver" => options.nameserver = Some(address(&flag, &value()?)?),
+            "--statsd" => options.statsd = Some(address(&flag, &value()?)?),
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
@@ -452,4 +390,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
         return Err("--config is missing".to_owned());
     }
     Ok(options)
+}
+
+fn address(flag: &str, text: &str) -> std::result::Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("{flag} {text:?} is not an address and a port"))
 }

@@ -81,6 +81,7 @@
 
 mod diagnostic;
 mod files;
+mod gauges;
 mod grammar;
 mod loaded;
 mod objects;
@@ -91,6 +92,7 @@ mod show;
 
 pub use diagnostic::{Diagnostic, Rule, Severity};
 pub use files::{Directory, Files};
+pub use gauges::Gauges;
 pub use loaded::{Loaded, load};
 #[cfg(feature = "tls")]
 pub use objects::TlsFilesError;

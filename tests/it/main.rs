@@ -26,8 +26,11 @@ mod observe;
 mod pjsip_corpus;
 #[cfg(all(unix, feature = "tokio"))]
 mod pjsip_example;
+mod pjsip_gauges;
 mod pjsip_reload;
 mod pjsip_show;
+#[cfg(all(target_os = "linux", feature = "tls"))]
+mod pjsip_trunks;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
 mod rules_auth;

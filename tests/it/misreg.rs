@@ -3,7 +3,7 @@
 //! A row is a mode of it: what must have become of the registration after [`WATCHED`], and how many REGISTERs that
 //! took. Each row has an agent and a user of its own, so that nothing which one learns helps or hurts another.
 
-mod server;
+pub(crate) mod server;
 mod table;
 
 use server::{Line, Misreg, modes};

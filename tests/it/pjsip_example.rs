@@ -1,13 +1,13 @@
 //! The example `pjsip_conf` as somebody uses it: a file, a registrar, commands, signals.
 
-use sip_registration::testkit::TestServer;
+use sip_registration::testkit::{Fault, TestServer};
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,45 +19,140 @@ fn example() -> PathBuf {
     target.join("examples/pjsip_conf")
 }
 
-fn start(config: &Path) -> (Child, Lines<BufReader<ChildStdout>>) {
-    let mut child = Command::new(example())
-        .arg("--config")
-        .arg(config)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the example is built");
-    let output = child.stdout.take().expect("piped");
-    (child, BufReader::new(output).lines())
+/// A directory with a `pjsip.conf`; it goes with this value
+pub(crate) struct Directory(pub(crate) PathBuf);
+
+impl Directory {
+    pub(crate) fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("pjsip-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    pub(crate) fn add(&self, name: &str, content: &str) {
+        fs::write(self.0.join(name), content).expect("written");
+    }
+
+    pub(crate) fn write(&self, text: &str) -> PathBuf {
+        self.add("pjsip.conf", text);
+        self.0.join("pjsip.conf")
+    }
 }
 
-/// Reads until a line has the text.
-async fn until(lines: &mut Lines<BufReader<ChildStdout>>, text: &str) -> String {
-    let mut read = String::new();
-    let found = timeout(PATIENCE, async {
-        while let Some(line) = lines.next_line().await.expect("text") {
-            if line.contains(text) {
-                return Some(line);
-            }
-            read.push_str(&line);
-            read.push('\n');
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn free() -> SocketAddr {
+    UdpSocket::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a port")
+}
+
+/// The example at work; it ends with this value
+pub(crate) struct Program {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+    patience: Duration,
+}
+
+impl Program {
+    pub(crate) fn start(config: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(example())
+            .arg("--config")
+            .arg(config)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the example is built");
+        let output = child.stdout.take().expect("piped");
+        Self {
+            input: child.stdin.take(),
+            child,
+            lines: BufReader::new(output).lines(),
+            patience: PATIENCE,
         }
-        None
-    });
-    let found = found.await.ok().flatten();
-    found.unwrap_or_else(|| panic!("no {text:?} in\n{read}"))
-}
+    }
 
-async fn signal(child: &Child, name: &str) {
-    let id = child.id().expect("it runs").to_string();
-    let sent = Command::new("kill")
-        .arg(format!("-{name}"))
-        .arg(id)
-        .status()
-        .await
-        .expect("kill");
-    assert!(sent.success());
+    /// Lines are waited for so long.
+    pub(crate) const fn within(&mut self, patience: Duration) -> &mut Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Reads until a line has the text.
+    pub(crate) async fn until(&mut self, text: &str) -> String {
+        let mut found = self.until_all(&[text]).await;
+        found.pop().unwrap_or_default()
+    }
+
+    /// Reads until there was a line with each of the texts, in any order; the lines, in the order of the texts.
+    pub(crate) async fn until_all(&mut self, texts: &[&str]) -> Vec<String> {
+        let mut found = vec![None; texts.len()];
+        let mut read = String::new();
+        let reading = timeout(self.patience, async {
+            while found.contains(&None) {
+                let Some(line) = self.lines.next_line().await.expect("text") else {
+                    return;
+                };
+                read.push_str(&line);
+                read.push('\n');
+                for (found, text) in found.iter_mut().zip(texts) {
+                    if found.is_none() && line.contains(text) {
+                        *found = Some(line.clone());
+                    }
+                }
+            }
+        });
+        let _ = reading.await;
+        let missing: Vec<_> = texts
+            .iter()
+            .zip(&found)
+            .filter(|(_, found)| found.is_none())
+            .collect();
+        assert!(missing.is_empty(), "no {missing:?} in\n{read}");
+        found.into_iter().flatten().collect()
+    }
+
+    pub(crate) async fn command(&mut self, line: &str) {
+        let input = self.input.as_mut().expect("the input is open");
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("written");
+    }
+
+    /// Ends its standard input.
+    pub(crate) fn end_input(&mut self) {
+        self.input = None;
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("asked").is_none()
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(id)
+            .status()
+            .await
+            .expect("kill");
+        assert!(sent.success());
+    }
+
+    /// The exit code, once it has ended by itself.
+    pub(crate) async fn ended(&mut self, within: Duration) -> Option<i32> {
+        let status = timeout(within, self.child.wait());
+        let status = status.await.expect("it ends").expect("waited for");
+        status.code()
+    }
 }
 
 #[tokio::test]
@@ -69,12 +164,8 @@ async fn a_file_is_registered_shown_matched_reloaded_and_un_registered() {
         .serve("127.0.0.1:0")
         .await
         .expect("a server");
-    let free = UdpSocket::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a port");
-    let directory = std::env::temp_dir().join(format!("pjsip-example-{}", std::process::id()));
-    fs::create_dir_all(&directory).expect("a directory");
-    let config = directory.join("pjsip.conf");
+    let free = free();
+    let directory = Directory::new("example");
     let base = format!(
         "[udp]\ntype=transport\nbind={free}\n[account](!)\ntype=registration\nserver_uri=sip:{}\n\
          max_random_initial_delay=0\nline=yes\n[alice]\ntype=auth\nusername=alice\npassword=s3cr3t\n\
@@ -86,29 +177,24 @@ async fn a_file_is_registered_shown_matched_reloaded_and_un_registered() {
             "[{name}](account)\nclient_uri=sip:{name}@example.com\noutbound_auth={name}\nendpoint=of-{name}\n"
         )
     };
-    fs::write(&config, base).expect("written");
-    fs::write(
-        directory.join("accounts.conf"),
-        account("alice") + &account("bob"),
-    )
-    .expect("written");
+    directory.add("accounts.conf", &(account("alice") + &account("bob")));
+    let config = directory.write(&base);
 
-    let (mut child, mut lines) = start(&config);
-    until(&mut lines, "2 registration(s), 0 error(s)").await;
-    until(&mut lines, " registered").await;
-    until(&mut lines, " registered").await;
+    let mut program = Program::start(&config, &[]);
+    program.until("2 registration(s), 0 error(s)").await;
+    program.until(" registered").await;
+    program.until(" registered").await;
     assert_eq!(server.bindings("sip:alice@example.com").len(), 1);
 
-    let mut input = child.stdin.take().expect("piped");
-    input.write_all(b"show\n").await.expect("written");
-    let row = until(&mut lines, " alice/sip:127.0.0.1:").await;
+    program.command("show").await;
+    let row = program.until(" alice/sip:127.0.0.1:").await;
     assert!(
         row.contains("  alice                       Registered       (exp. 35"),
         "{row}"
     );
-    input.write_all(b"show bob\n").await.expect("written");
-    until(&mut lines, "Endpoint: of-bob").await;
-    until(&mut lines, "Username: bob").await;
+    program.command("show bob").await;
+    program.until("Endpoint: of-bob").await;
+    program.until("Username: bob").await;
 
     // A request with the line token of the Contact.
     let contact = server.bindings("sip:alice@example.com")[0].contact.clone();
@@ -124,7 +210,7 @@ async fn a_file_is_registered_shown_matched_reloaded_and_un_registered() {
             socket.local_addr().expect("bound")
         );
         socket.send_to(request.as_bytes(), free).expect("sent");
-        let line = until(&mut lines, &format!("{method} from 127.0.0.1:")).await;
+        let line = program.until(&format!("{method} from 127.0.0.1:")).await;
         assert!(
             line.ends_with("registration alice, endpoint of-alice"),
             "{line}"
@@ -135,35 +221,27 @@ async fn a_file_is_registered_shown_matched_reloaded_and_un_registered() {
         assert!(answer.starts_with(&format!("SIP/2.0 {code} ")), "{answer}");
     }
 
-    fs::write(directory.join("accounts.conf"), account("alice")).expect("written");
-    signal(&child, "HUP").await;
-    until(&mut lines, "bob: removed, removed").await;
-    until(&mut lines, "reloaded").await;
+    directory.add("accounts.conf", &account("alice"));
+    program.signal("HUP").await;
+    program.until("bob: removed, removed").await;
+    program.until("reloaded").await;
     assert!(server.bindings("sip:bob@example.com").is_empty());
 
-    input
-        .write_all(b"unregister alice\n")
-        .await
-        .expect("written");
-    until(&mut lines, "alice unregister: removed").await;
-    input.write_all(b"refresh alice\n").await.expect("written");
-    until(&mut lines, "alice registered").await;
+    program.command("unregister alice").await;
+    program.until("alice unregister: removed").await;
+    program.command("refresh alice").await;
+    program.until("alice registered").await;
 
     // The end of the input changes nothing.
-    drop(input);
+    program.end_input();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(child.try_wait().expect("asked").is_none());
+    assert!(program.is_running());
 
-    signal(&child, "TERM").await;
-    until(&mut lines, "alice binding removed").await;
-    let status = timeout(PATIENCE, child.wait())
-        .await
-        .expect("it ends")
-        .expect("waited for");
-    assert_eq!(status.code(), Some(0));
+    program.signal("TERM").await;
+    program.until("alice binding removed").await;
+    assert_eq!(program.ended(PATIENCE).await, Some(0));
     assert!(server.bindings("sip:alice@example.com").is_empty());
     server.stop().await;
-    let _ = fs::remove_dir_all(directory);
 }
 
 #[tokio::test]
@@ -187,5 +265,95 @@ async fn a_check_lists_everything_and_registers_nothing() {
         assert_eq!(output.status.code(), Some(code), "{name}");
         let expected = fs::read_to_string(corpus.join(format!("{name}.expected"))).expect("there");
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the example: cargo build --example pjsip_conf"]
+async fn a_registrar_that_does_not_answer_any_more_does_not_hold_up_the_end() {
+    let server = TestServer::new()
+        .user("silent", "s3cr3t")
+        .serve("127.0.0.1:0")
+        .await
+        .expect("a server");
+    let directory = Directory::new("silent");
+    let config = directory.write(&format!(
+        "[udp]\ntype=transport\nbind={}\n[silent]\ntype=registration\nserver_uri=sip:{}\n\
+         client_uri=sip:silent@example.com\nmax_random_initial_delay=0\noutbound_auth=a\n\
+         [a]\ntype=auth\nusername=silent\npassword=s3cr3t\n",
+        free(),
+        server.addr()
+    ));
+    // It stays, so that no ICMP error tells that nobody is there.
+    let mut program = Program::start(&config, &[]);
+    program.until("silent registered").await;
+    server.fault(Fault::Drop(u32::MAX));
+    program.signal("INT").await;
+    let ends = async {
+        program
+            .within(Duration::from_secs(35))
+            .until("silent binding removal not answered")
+            .await;
+        program.ended(PATIENCE).await
+    };
+    let code = timeout(Duration::from_secs(35), ends).await;
+    assert_eq!(code.expect("in time"), Some(0));
+    server.stop().await;
+}
+
+#[tokio::test]
+#[cfg(feature = "dns")]
+#[ignore = "needs dnsmasq and the example: cargo build --example pjsip_conf"]
+async fn the_name_server_of_the_command_line_is_asked() {
+    let server = TestServer::new()
+        .user("office", "s3cr3t")
+        .serve("127.0.0.1:0")
+        .await
+        .expect("a server");
+    let names = crate::dns::server::Dnsmasq::start(&format!(
+        "srv-host=_sip._udp.trunk.test,ready.test,{}",
+        server.addr().port()
+    ));
+    let directory = Directory::new("names");
+    let config = directory.write(&format!(
+        "[udp]\ntype=transport\nbind={}\n[office]\ntype=registration\nserver_uri=sip:trunk.test\n\
+         client_uri=sip:office@trunk.test\nmax_random_initial_delay=0\noutbound_auth=a\n\
+         [a]\ntype=auth\nusername=office\npassword=s3cr3t\n",
+        free()
+    ));
+    let nameserver = names.address().to_string();
+    let mut program = Program::start(&config, &["--nameserver", &nameserver]);
+    program.until("office registered").await;
+    assert_eq!(server.bindings("sip:office@trunk.test").len(), 1);
+    program.command("quit").await;
+    program.until("office binding removed").await;
+    assert_eq!(program.ended(PATIENCE).await, Some(0));
+    server.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs the example: cargo build --example pjsip_conf"]
+async fn what_the_command_line_may_not_say_is_refused_with_the_usage() {
+    for (arguments, said) in [
+        (&["--check"][..], "--config is missing"),
+        (&["--config"], "--config needs a value"),
+        (
+            &["--nameserver", "127.0.0.1"],
+            "--nameserver \"127.0.0.1\" is not an address and a port",
+        ),
+        (
+            &["--statsd", "x:8125"],
+            "--statsd \"x:8125\" is not an address and a port",
+        ),
+        (&["--verbose"], "unknown argument \"--verbose\""),
+    ] {
+        let output = timeout(PATIENCE, Command::new(example()).args(arguments).output());
+        let output = output.await.expect("it ends").expect("it runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            text.starts_with(said) && text.contains("[--statsd IP:PORT]"),
+            "{text}"
+        );
     }
 }

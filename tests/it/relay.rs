@@ -1,7 +1,7 @@
 //! What stands between a client and its server and does them harm: a TCP relay that cuts connections, a UDP relay that
 //! rewrites addresses as a NAT does
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub(crate) struct TcpRelay {
     pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
     pongs: Arc<AtomicUsize>,
+    said: Arc<AtomicUsize>,
     harm: watch::Sender<Harm>,
     to_clients: broadcast::Sender<Vec<u8>>,
     task: JoinHandle<()>,
@@ -34,25 +35,31 @@ impl TcpRelay {
         let address = listener.local_addr().expect("its address");
         let connections = Arc::new(AtomicUsize::new(0));
         let pongs = Arc::new(AtomicUsize::new(0));
+        let said = Arc::new(AtomicUsize::new(0));
         let (harm, harmed) = watch::channel(Harm::None);
-        let (to_clients, said) = broadcast::channel(16);
+        let to_clients = broadcast::channel(16).0;
         let counter = Arc::clone(&connections);
-        let answered = Arc::clone(&pongs);
+        let counters = (Arc::clone(&said), Arc::clone(&pongs));
         let sender = to_clients.clone();
-        drop(said);
         let task = tokio::spawn(async move {
             let mut relayed = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
-                let pongs = Arc::clone(&answered);
-                let said = sender.subscribe();
-                relayed.spawn(relay(client, server, harmed.clone(), said, pongs));
+                let to_client = sender.subscribe();
+                relayed.spawn(relay(
+                    client,
+                    server,
+                    harmed.clone(),
+                    to_client,
+                    counters.clone(),
+                ));
             }
         });
         Self {
             address,
             connections,
             pongs,
+            said,
             harm,
             to_clients,
             task,
@@ -62,6 +69,11 @@ impl TcpRelay {
     /// How many connections clients have made.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How often clients have sent something: whatever came at once counts as one.
+    pub(crate) fn said(&self) -> usize {
+        self.said.load(Ordering::Relaxed)
     }
 
     /// How many pongs the server has sent.
@@ -95,8 +107,8 @@ async fn relay(
     mut client: TcpStream,
     server: SocketAddr,
     mut harm: watch::Receiver<Harm>,
-    mut said: broadcast::Receiver<Vec<u8>>,
-    pongs: Arc<AtomicUsize>,
+    mut to_client: broadcast::Receiver<Vec<u8>>,
+    (said, pongs): (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) {
     harm.mark_unchanged();
     let mut muted = false;
@@ -115,12 +127,13 @@ async fn relay(
                 socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
                 return;
             }
-            Ok(message) = said.recv() => {
+            Ok(message) = to_client.recv() => {
                 if client.write_all(&message).await.is_err() {
                     return;
                 }
             }
             Ok(length) = client.read(&mut up) => {
+                said.fetch_add(usize::from(length > 0), Ordering::Relaxed);
                 if length == 0 || server.write_all(&up[..length]).await.is_err() {
                     return;
                 }
@@ -146,6 +159,7 @@ pub(crate) struct Nat {
     outside: Arc<Mutex<Arc<UdpSocket>>>,
     remapped: watch::Sender<()>,
     stun_answers: Arc<AtomicUsize>,
+    said: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -161,12 +175,13 @@ impl Nat {
     }
 
     async fn new(server: SocketAddr, with_stun: bool) -> Self {
-        let inside = Arc::new(bound().await);
-        let outside = Arc::new(Mutex::new(Arc::new(bound().await)));
+        let inside = Arc::new(bound(server).await);
+        let outside = Arc::new(Mutex::new(Arc::new(bound(server).await)));
         let (remapped, mut change) = watch::channel(());
         let client = Arc::new(Mutex::new(None));
         let address = inside.local_addr().expect("its address");
         let stun_answers = Arc::new(AtomicUsize::new(0));
+        let said = Arc::new(AtomicUsize::new(0));
 
         let outwards = {
             let (inside, outside, client) = (
@@ -174,9 +189,11 @@ impl Nat {
                 Arc::clone(&outside),
                 Arc::clone(&client),
             );
+            let said = Arc::clone(&said);
             async move {
                 let mut buffer = vec![0; 65_536];
                 while let Ok((length, source)) = inside.recv_from(&mut buffer).await {
+                    said.fetch_add(1, Ordering::Relaxed);
                     *client.lock().expect("a lock") = Some(source);
                     let mapping = Arc::clone(&outside.lock().expect("a lock"));
                     let datagram = &buffer[..length];
@@ -214,8 +231,14 @@ impl Nat {
             outside,
             remapped,
             stun_answers,
+            said,
             tasks: vec![tokio::spawn(outwards), tokio::spawn(inwards)],
         }
+    }
+
+    /// How many datagrams the client has sent.
+    pub(crate) fn said(&self) -> usize {
+        self.said.load(Ordering::Relaxed)
     }
 
     /// How many STUN requests the server has answered.
@@ -231,7 +254,7 @@ impl Nat {
 
     /// Forgets the mapping and makes another.
     pub(crate) async fn remap(&self) {
-        let new = Arc::new(bound().await);
+        let new = Arc::new(bound(self.address).await);
         *self.outside.lock().expect("a lock") = new;
         self.remapped.send_replace(());
     }
@@ -245,8 +268,13 @@ impl Drop for Nat {
     }
 }
 
-async fn bound() -> UdpSocket {
-    UdpSocket::bind("127.0.0.1:0").await.expect("a port")
+/// A port of the loopback address that reaches `server`.
+async fn bound(server: SocketAddr) -> UdpSocket {
+    let loopback: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+    };
+    UdpSocket::bind(loopback).await.expect("a port")
 }
 
 /// The answer to a binding request: XOR-MAPPED-ADDRESS with the mapping (RFC 5389 §15.2).

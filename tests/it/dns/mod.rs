@@ -4,4 +4,4 @@
 
 mod agent;
 mod resolver;
-mod server;
+pub(crate) mod server;

@@ -16,7 +16,7 @@ const PORTS: std::ops::Range<u16> = 11_000..19_000;
 const STARTS: u32 = 8;
 
 /// dnsmasq with the records of a test; it ends when this is dropped, and when this process ends
-pub(super) struct Dnsmasq {
+pub(crate) struct Dnsmasq {
     address: SocketAddr,
     directory: PathBuf,
     child: Option<Child>,
@@ -24,7 +24,7 @@ pub(super) struct Dnsmasq {
 
 impl Dnsmasq {
     /// Serves `records`, lines of dnsmasq.conf; below `test` it knows all there is, anything else it refuses.
-    pub(super) fn start(records: &str) -> Self {
+    pub(crate) fn start(records: &str) -> Self {
         Self::start_on(Ipv4Addr::LOCALHOST.into(), records)
     }
 
@@ -56,7 +56,7 @@ impl Dnsmasq {
         panic!("dnsmasq does not start with\n{records}");
     }
 
-    pub(super) const fn address(&self) -> SocketAddr {
+    pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -206,7 +206,7 @@ impl Fake {
         }
     }
 
-    pub(super) const fn address(&self) -> SocketAddr {
+    pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 

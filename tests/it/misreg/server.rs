@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A misbehaving registrar; it ends with this value, or with this process
-pub(super) struct Misreg {
-    pub(super) port: u16,
+pub(crate) struct Misreg {
+    pub(crate) port: u16,
     /// Where it speaks TLS
-    pub(super) tls: u16,
+    pub(crate) tls: u16,
     certificate: Arc<Certificate>,
     log: PathBuf,
     held: Child,
@@ -32,17 +32,17 @@ fn free_port() -> u16 {
 
 /// One line of its log
 #[derive(Debug, Clone)]
-pub(super) struct Line(serde_json::Value);
+pub(crate) struct Line(serde_json::Value);
 
 impl Line {
-    pub(super) fn text(&self, key: &str) -> &str {
+    pub(crate) fn text(&self, key: &str) -> &str {
         self.0
             .get(key)
             .and_then(|value| value.as_str())
             .unwrap_or_default()
     }
 
-    pub(super) fn number(&self, key: &str) -> i64 {
+    pub(crate) fn number(&self, key: &str) -> i64 {
         self.0
             .get(key)
             .and_then(serde_json::Value::as_i64)
@@ -52,7 +52,7 @@ impl Line {
 
 impl Misreg {
     /// One that has each mode for the user of that name, over UDP, TCP and TLS.
-    pub(super) fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let certificate = Certificate::new(name);
         // Another process may be faster to a port that was free a moment ago.
         (0..10)
@@ -61,7 +61,7 @@ impl Misreg {
     }
 
     /// The same one again, on the same ports, in order.
-    pub(super) fn mended(self, name: &str) -> Self {
+    pub(crate) fn mended(self, name: &str) -> Self {
         let (port, tls, certificate) = (self.port, self.tls.to_string(), self.certificate.clone());
         drop(self);
         Self::try_start(name, port, &tls, &certificate, &["--mode", "ok"])
@@ -112,11 +112,11 @@ impl Misreg {
     }
 
     /// What it proves itself with
-    pub(super) fn roots(&self) -> &str {
+    pub(crate) fn roots(&self) -> &str {
         &self.certificate.pem
     }
 
-    pub(super) fn lines(&self) -> Vec<Line> {
+    pub(crate) fn lines(&self) -> Vec<Line> {
         let text = std::fs::read_to_string(&self.log).expect("its log");
         text.lines()
             .map(|line| Line(serde_json::from_str(line).expect("JSON")))
@@ -163,7 +163,7 @@ impl Drop for Certificate {
 }
 
 /// The names of its modes
-pub(super) fn modes() -> Vec<String> {
+pub(crate) fn modes() -> Vec<String> {
     let lab = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/lab");
     let list = Command::new("python3")
         .arg(lab.join("misreg/misreg.py"))

@@ -1,0 +1,9 @@
+//! What the example `pjsip_conf` is made of beside its commands.
+
+mod names;
+mod signals;
+mod statsd;
+
+pub(crate) use names::{Names, print};
+pub(crate) use signals::{Signal, Signals};
+pub(crate) use statsd::Statsd;
