@@ -49,6 +49,24 @@ const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// The longest time that is reckoned with, so that no sum overflows
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
+/// A transport, with the number by which flows and arrivals know it
+pub(super) struct Carrier {
+    pub(super) number: usize,
+    pub(super) name: Arc<str>,
+    pub(super) transport: Arc<dyn Transport>,
+    /// Removed: it ends with its last flow
+    pub(super) leaving: bool,
+}
+
+/// A flow that is being made
+pub(super) struct Making {
+    pub(super) task: AbortHandle,
+    /// The number of the transport
+    pub(super) transport: usize,
+    pub(super) named: Option<Arc<str>>,
+    pub(super) target: Target,
+}
+
 /// The way from one transport into the agent's task
 pub(super) struct Queue {
     pub(super) transport: usize,
@@ -110,13 +128,17 @@ pub(super) struct Core {
     /// Both clocks when they were last compared
     pub(super) checked: (Instant, SystemTime),
     pub(super) out: Vec<PoolOutput>,
-    pub(super) transports: Vec<(Arc<str>, Arc<dyn Transport>)>,
+    pub(super) transports: Vec<Carrier>,
+    /// The number of the next transport
+    pub(super) next_transport: usize,
+    /// For transports that are added later
+    pub(super) arrivals: mpsc::Sender<(usize, Arrival)>,
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) credentials: Option<Arc<dyn CredentialProvider>>,
     pub(super) host: Option<Arc<dyn Host>>,
     /// Flows that are up, with the transport of each
     pub(super) flows: HashMap<FlowId, (usize, Arc<dyn Flow>)>,
-    pub(super) opening: HashMap<FlowId, AbortHandle>,
+    pub(super) opening: HashMap<FlowId, Making>,
     pub(super) tasks: JoinSet<Found>,
     pub(super) questions: HashMap<Id, Question>,
     /// What full flows did not take, in order
@@ -188,11 +210,12 @@ impl Core {
             if cfg!(feature = "metrics") {
                 self.meter.waiting(self.waiting, self.pool.held());
             }
-            for transport in self.used.drain() {
-                if let Some((_, transport)) = self.transports.get(transport) {
+            for number in std::mem::take(&mut self.used) {
+                if let Some(transport) = self.numbered(number) {
                     transport.flush();
                 }
             }
+            self.end_transports();
             if self.closed() {
                 break;
             }
@@ -453,13 +476,15 @@ impl Core {
         transport: usize,
         result: Result<Arc<dyn Flow>, FlowError>,
     ) {
-        if self.opening.remove(&id).is_none() {
-            // Nobody wants it any more.
+        let making = self.opening.get(&id);
+        if making.is_none_or(|making| making.transport != transport) {
+            // Nobody wants it any more, or not on a transport that was replaced meanwhile.
             if let Ok(flow) = result {
                 flow.close();
             }
             return;
         }
+        self.opening.remove(&id);
         let result = result.map(|flow| {
             let info = Arc::new(flow.info().clone());
             self.flows.insert(id, (transport, flow));
@@ -478,6 +503,8 @@ impl Core {
                 }
                 self.arriving = None;
             }
+            // The transport may be gone by now.
+            Arrival::Accepted(_, flow) if self.numbered(transport).is_none() => flow.close(),
             Arrival::Accepted(id, flow) => {
                 self.flows.insert(id, (transport, flow));
             }
@@ -493,8 +520,8 @@ impl Core {
 
     /// Ends a flow, or stops making it.
     pub(super) fn drop_flow(&mut self, id: FlowId) {
-        if let Some(task) = self.opening.remove(&id) {
-            task.abort();
+        if let Some(making) = self.opening.remove(&id) {
+            making.task.abort();
         }
         if let Some((transport, flow)) = self.flows.remove(&id) {
             flow.close();
@@ -577,35 +604,32 @@ impl Core {
 
     pub(super) fn open(&mut self, id: FlowId, named: Option<Arc<str>>, target: Target) {
         let protocol = target.protocol();
-        let found = self
-            .transports
-            .iter()
-            .position(|(name, transport)| match &named {
-                Some(named) => name == named,
-                None => transport.protocols().contains(&protocol),
-            });
-        let found =
-            found.and_then(|index| Some((index, Arc::clone(&self.transports.get(index)?.1))));
-        let (index, transport) = match (found, named) {
-            (Some((_, transport)), _) if !transport.protocols().contains(&protocol) => {
-                return self
-                    .with(|pool, cx| pool.opened(cx, id, Err(FlowError::NoTransport(protocol))));
-            }
-            (Some(found), _) => found,
-            (None, Some(named)) => {
-                return self
-                    .with(|pool, cx| pool.opened(cx, id, Err(FlowError::UnknownTransport(named))));
-            }
-            (None, None) => {
-                return self
-                    .with(|pool, cx| pool.opened(cx, id, Err(FlowError::NoTransport(protocol))));
-            }
+        let found = self.transports.iter().find(|carrier| match &named {
+            Some(named) => carrier.name == *named,
+            None => !carrier.leaving && carrier.transport.protocols().contains(&protocol),
+        });
+        let error = match (found, &named) {
+            (Some(carrier), _) if carrier.transport.protocols().contains(&protocol) => None,
+            (None, Some(named)) => Some(FlowError::UnknownTransport(Arc::clone(named))),
+            (Some(_), _) | (None, None) => Some(FlowError::NoTransport(protocol)),
         };
-        let task = self.spawn(Question::Open(id, index), async move {
-            let opened = tokio::time::timeout(OPEN, transport.open(id, &target)).await;
+        let Some(carrier) = found.filter(|_| error.is_none()) else {
+            let error = error.unwrap_or(FlowError::NoTransport(protocol));
+            return self.with(|pool, cx| pool.opened(cx, id, Err(error)));
+        };
+        let (number, transport) = (carrier.number, Arc::clone(&carrier.transport));
+        let to = target.clone();
+        let task = self.spawn(Question::Open(id, number), async move {
+            let opened = tokio::time::timeout(OPEN, transport.open(id, &to)).await;
             Found::Opened(opened.unwrap_or(Err(FlowError::ConnectTimeout(OPEN))))
         });
-        self.opening.insert(id, task);
+        let making = Making {
+            task,
+            transport: number,
+            named,
+            target,
+        };
+        self.opening.insert(id, making);
     }
 
     pub(super) fn send(&mut self, id: FlowId, message: Bytes) {
@@ -742,10 +766,8 @@ impl Core {
         }
         let transport = message
             .transport
-            .and_then(|index| self.transports.get(usize::from(index)));
-        let Some((_, transport)) =
-            transport.filter(|(_, by)| by.protocols().contains(&Protocol::Udp))
-        else {
+            .and_then(|number| self.numbered(usize::from(number)));
+        let Some(transport) = transport.filter(|by| by.protocols().contains(&Protocol::Udp)) else {
             return tracing::trace!(source = %message.source, "the flow of a request is gone");
         };
         // A datagram from an address that we have no flow to goes back by the socket it came to.

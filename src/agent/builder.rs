@@ -1,6 +1,6 @@
 //! How an agent is put together.
 
-use super::actor::{ARRIVALS, Core, Queue};
+use super::actor::{ARRIVALS, Carrier, Core, Queue};
 use super::clock::{Clock, SystemClock};
 use super::events::ROOM;
 use super::handle::Agent;
@@ -41,6 +41,9 @@ pub enum AgentError {
         /// Why
         source: FlowError,
     },
+    /// The agent has shut down, or is about to.
+    #[error("the agent has shut down")]
+    Closed,
     /// The operating system gave no random bytes.
     #[error("no entropy from the operating system: {0}")]
     Entropy(Arc<str>),
@@ -158,9 +161,10 @@ impl AgentBuilder {
         let mut pool = Pool::new(&mut entropy);
         let (sender, arrivals) = mpsc::channel(ARRIVALS);
         let next_flow = Arc::new(AtomicU64::new(FIRST_ACCEPTED));
-        for (index, (name, transport)) in self.transports.iter().enumerate() {
+        let mut transports = Vec::new();
+        for (number, (name, transport)) in self.transports.into_iter().enumerate() {
             let queue = Arc::new(Queue {
-                transport: index,
+                transport: number,
                 sender: sender.clone(),
             });
             let inbound = Inbound::with_sink(Arc::clone(pool.tag()), queue, Arc::clone(&next_flow));
@@ -168,10 +172,16 @@ impl AgentBuilder {
                 .start(inbound)
                 .await
                 .map_err(|source| AgentError::Transport {
-                    name: Arc::clone(name),
+                    name: Arc::clone(&name),
                     source,
                 })?;
-            pool.add_transport(Arc::clone(name), transport.protocols());
+            pool.add_transport(Arc::clone(&name), transport.protocols());
+            transports.push(Carrier {
+                number,
+                name,
+                transport,
+                leaving: false,
+            });
         }
         let (commands, queue) = mpsc::unbounded_channel();
         let (events, messages) = (broadcast::channel(ROOM).0, broadcast::channel(ROOM).0);
@@ -183,7 +193,9 @@ impl AgentBuilder {
             clock: self.clock,
             checked,
             out: Vec::new(),
-            transports: self.transports,
+            next_transport: transports.len(),
+            transports,
+            arrivals: sender,
             resolver: self.resolver.unwrap_or_else(default_resolver),
             credentials: self.credentials,
             host: self.host,

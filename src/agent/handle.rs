@@ -190,7 +190,7 @@ impl Agent {
     }
 
     /// Runs `act` in the agent's task.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> Result<T, RegisterError> {

@@ -13,6 +13,7 @@ mod metrics;
 mod metrics;
 #[cfg(all(test, feature = "testkit"))]
 mod tests;
+mod transports;
 
 pub use builder::{AgentBuilder, AgentError};
 pub use clock::{Clock, SystemClock};

@@ -410,6 +410,11 @@ impl FlowTable {
         self.flows.get(&id).map(|flow| flow.key.address)
     }
 
+    /// The transport that those name who asked for a flow; `None` where there is no such flow.
+    pub(crate) fn transport(&self, id: FlowId) -> Option<&Option<Arc<str>>> {
+        self.flows.get(&id).map(|flow| &flow.key.transport)
+    }
+
     /// A flow to this address, where a datagram does not say which it came on.
     pub(crate) fn from(&self, source: SocketAddr) -> Option<FlowId> {
         self.all_from(source).find(|flow| self.is_datagram(*flow))

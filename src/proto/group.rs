@@ -143,6 +143,13 @@ impl Group {
         ids
     }
 
+    /// The flow of one of them is made anew.
+    pub(crate) fn renewed(&mut self, id: RegistrationId) {
+        for member in self.members.iter_mut().filter(|member| member.id == id) {
+            member.reachable = false;
+        }
+    }
+
     /// All flows are made anew.
     pub(crate) fn network_changed(&mut self) {
         for member in &mut self.members {

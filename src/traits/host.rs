@@ -45,7 +45,7 @@ pub struct InboundMessage {
         reason = "seldom there, and a message that is given back is to stay small"
     )]
     candidates: Option<Box<Vec<Match>>>,
-    /// The transport it came by, in the order of the agent
+    /// The number of the transport it came by
     #[cfg(feature = "tokio")]
     pub(crate) transport: Option<u16>,
 }

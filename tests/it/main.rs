@@ -52,6 +52,8 @@ mod rules_retry;
 mod rules_soak;
 mod rules_tickets;
 mod rules_tls;
+#[cfg(feature = "tokio")]
+mod rules_transports;
 mod rules_ws;
 #[cfg(feature = "tokio")]
 mod sipp;

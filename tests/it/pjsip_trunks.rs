@@ -60,7 +60,7 @@ const NAMES: [&str; 10] = [
 impl Trunks {
     async fn new() -> Self {
         let (lab, edge) = (Lab::registrar(&[]), Lab::edge());
-        let misreg = Misreg::start("trunks", &[]);
+        let misreg = Misreg::start("trunks");
         let directory = Directory::new("trunks");
         let roots = String::from_utf8(lab.pem("ca.pem")).expect("text");
         directory.add("ca.pem", &roots);

@@ -119,6 +119,25 @@ impl Pool {
         }
     }
 
+    /// Flows are closed, as what they were made on was replaced or removed: whoever rides on them makes their own anew,
+    /// spread (D13). Those that are not up yet are left alone: the host makes them on what there is now.
+    pub fn renew_flows(&mut self, cx: &mut Out<'_>, flows: &[FlowId]) {
+        let mut users = BTreeSet::new();
+        for flow in flows {
+            if self.flows.is_up(*flow) {
+                users.extend(self.flows.end(*flow));
+                cx.out.push(PoolOutput::Close(*flow));
+            }
+        }
+        let spread = spread(users.len());
+        for index in users {
+            if let Some(id) = self.in_slot(index) {
+                self.groups.renewed(id);
+                self.feed(cx, id, Input::NetworkChanged(spread));
+            }
+        }
+    }
+
     /// A flow has shown that it is of no use any more.
     pub(super) fn give_up(&mut self, cx: &mut Out<'_>, flow: FlowId, error: &FlowError) {
         tracing::debug!(%flow, %error, "flow given up");

@@ -41,6 +41,13 @@ impl Groups {
         }
     }
 
+    /// The flow of a machine is made anew.
+    pub(super) fn renewed(&mut self, id: RegistrationId) {
+        if let Some((_, group)) = self.of_member_mut(id) {
+            group.renewed(id);
+        }
+    }
+
     pub(super) fn network_changed(&mut self) {
         self.by_id.values_mut().for_each(Group::network_changed);
     }

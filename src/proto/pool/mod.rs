@@ -104,6 +104,22 @@ struct InGuard {
     in_flight: Vec<Guarded>,
 }
 
+/// A transport, as far as a pool knows it
+#[derive(Debug)]
+struct Carrier {
+    name: Arc<str>,
+    speaks: Vec<Protocol>,
+    /// Removed: it serves nobody but those who name it
+    leaving: bool,
+}
+
+impl Carrier {
+    /// Whether a registration uses it that names this transport, or none.
+    fn is_for(&self, named: Option<&Arc<str>>) -> bool {
+        named.map_or(!self.leaving, |named| *named == self.name)
+    }
+}
+
 #[derive(Debug)]
 struct Opening {
     target: Target,
@@ -123,7 +139,7 @@ pub struct Pool {
     free: Vec<u32>,
     count: usize,
     deadlines: BTreeSet<(Instant, u32)>,
-    transports: Vec<(Arc<str>, Vec<Protocol>)>,
+    transports: Vec<Carrier>,
     names: Names<Waiter>,
     health: Health,
     flows: FlowTable,
@@ -208,8 +224,41 @@ impl Pool {
     }
 
     /// Names a transport and what it speaks; the first that speaks a protocol is the default for it.
+    ///
+    /// One of a name that there is takes the other's place, and [`renew_flows`](Self::renew_flows) is for what was made
+    /// on the other.
     pub fn add_transport(&mut self, name: impl Into<Arc<str>>, protocols: &[Protocol]) {
-        self.transports.push((name.into(), protocols.to_vec()));
+        let new = Carrier {
+            name: name.into(),
+            speaks: protocols.to_vec(),
+            leaving: false,
+        };
+        let mut known = self.transports.iter_mut();
+        match known.find(|known| known.name == new.name) {
+            Some(known) if !known.leaving => *known = new,
+            known => {
+                // One that was removed comes back as the last.
+                if known.is_some() {
+                    self.transports.retain(|known| known.name != new.name);
+                }
+                self.transports.push(new);
+            }
+        }
+    }
+
+    /// Removes a transport, on which `flows` were made: registrations that name none make theirs anew on another one,
+    /// spread; those that name it keep theirs until they are gone or name another.
+    pub fn remove_transport(&mut self, cx: &mut Out<'_>, name: &str, flows: &[FlowId]) {
+        let mut known = self.transports.iter_mut();
+        if let Some(known) = known.find(|known| *known.name == *name) {
+            known.leaving = true;
+        }
+        let unnamed = flows.iter().copied().filter(|flow| {
+            let transport = self.flows.transport(*flow);
+            transport.is_some_and(|named| named.is_none())
+        });
+        let unnamed: Vec<_> = unnamed.collect();
+        self.renew_flows(cx, &unnamed);
     }
 
     /// What marks the branches of this pool, see [`accepts`](crate::Inbound::accepts).

@@ -96,19 +96,16 @@ impl Pool {
         let choice = self.entry(id).map(|entry| entry.machine.choice());
         let named = choice.and_then(|choice| choice.transport());
         let mut protocols = Vec::new();
-        for (_, speaks) in self
-            .transports
-            .iter()
-            .filter(|(name, _)| named.is_none_or(|named| named == name))
-        {
-            for protocol in speaks {
+        let transports = self.transports.iter();
+        for transport in transports.filter(|transport| transport.is_for(named)) {
+            for protocol in &transport.speaks {
                 if !protocols.contains(protocol) {
                     protocols.push(*protocol);
                 }
             }
         }
         match named {
-            Some(name) if !self.transports.iter().any(|(known, _)| known == name) => Err(
+            Some(name) if !self.transports.iter().any(|known| known.name == *name) => Err(
                 ResolveError::Failed(format!("no transport named {name:?}").into()),
             ),
             _ => Ok((choice.is_some_and(|one| one.is_sips()), protocols)),
@@ -120,9 +117,8 @@ impl Pool {
         let named = self
             .registration(id)
             .and_then(|registration| registration.transport());
-        self.transports.iter().any(|(name, speaks)| {
-            named.is_none_or(|named| named == name) && speaks.contains(&protocol)
-        })
+        let mut transports = self.transports.iter();
+        transports.any(|transport| transport.is_for(named) && transport.speaks.contains(&protocol))
     }
 
     /// The targets as the registration's policy and the state of the targets have them.
