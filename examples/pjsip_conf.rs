@@ -11,12 +11,11 @@
 mod pjsip;
 
 use pjsip::{Names, Signal, Signals, Statsd};
-use sip_registration::pjsip_conf::{Directory, Files, Loaded, Running, Severity, load, table};
+use sip_registration::pjsip_conf::{Directory, Loaded, Running, Severity, Transports, load, table};
 use sip_registration::{
-    Agent, AgentBuilder, Clock, DnsResolver, Event, Host, InboundMessage, Match, Protocol,
-    Registrar, RegistrationId, SystemClock, TcpTransport, TlsTransport, UdpTransport,
+    Agent, Clock, DnsResolver, Event, Host, InboundMessage, Match, Registrar, RegistrationId,
+    SystemClock,
 };
-use std::collections::HashMap;
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -70,7 +69,7 @@ impl Host for Switchboard {
             }
             None if message.candidates().is_empty() => "no registration".to_owned(),
             None => {
-                let of = |found: &Match| self.0.of(found.registration);
+                let of = |found: &Match| self.names.of(found.registration);
                 let names: Vec<_> = message.candidates().iter().map(of).collect();
                 format!("one of the registrations {}", names.join(", "))
             }
@@ -121,22 +120,28 @@ async fn run(options: Options) -> Result<ExitCode> {
         Some(server) => Some(Arc::new(Statsd::new(server)?)),
         None => None,
     };
-    let mut agent = Agent::builder().host(Switchboard {
+    let mut builder = Agent::builder().host(Switchboard {
         names: names.clone(),
         statsd: statsd.clone(),
     });
     if let Some(nameserver) = options.nameserver {
-        agent = agent.resolver(DnsResolver::builder().name_server(nameserver).build());
+        builder = builder.resolver(DnsResolver::builder().name_server(nameserver).build());
     }
-    let mut tls = HashMap::new();
-    agent = transports(agent, &loaded, &files, &mut tls).await?;
+    let mut transports = Transports::new();
+    let (agent, outcomes) = transports.start(builder, &loaded, &files).await?;
+    for (name, outcome) in outcomes {
+        println!("transport {name}: {outcome}");
+    }
+    if transports.is_empty() {
+        return Err("no transport".into());
+    }
     let mut service = Service {
-        agent: agent.build().await?,
+        agent,
+        transports,
         running: Running::new(),
         names,
         files,
         name: name.to_owned(),
-        tls,
         statsd,
     };
     let printing = tokio::spawn(pjsip::print(service.agent.events(), service.names.clone()));
@@ -171,11 +176,11 @@ async fn run(options: Options) -> Result<ExitCode> {
 
 struct Service {
     agent: Agent,
+    transports: Transports,
     running: Running,
     names: Names,
     files: Directory,
     name: String,
-    tls: HashMap<Arc<str>, Arc<TlsTransport>>,
     statsd: Option<Arc<Statsd>>,
 }
 
@@ -242,21 +247,9 @@ impl Service {
     async fn reload(&mut self) {
         let new = self.running.loaded().reload(&self.files, &self.name);
         complain(&new);
-        for transport in new.transports() {
-            let (Some(files), Some(running)) =
-                (&transport.tls, self.tls.get(transport.config.name()))
-            else {
-                continue;
-            };
-            // Renewed certificates count for new connections.
-            let renewed = files.config(&self.files).map_err(|error| error.to_string());
-            if let Err(error) =
-                renewed.and_then(|tls| running.renew(tls).map_err(|error| error.to_string()))
-            {
-                println!("transport {}: {error}", transport.config.name());
-            }
-        }
-        match self.running.apply(&self.agent, new, REMOVAL).await {
+        let (transports, running) = (&mut self.transports, &mut self.running);
+        let applied = transports.apply(&self.agent, running, new, &self.files, REMOVAL);
+        match applied.await {
             Ok(applied) => print!("{applied}"),
             Err(error) => println!("{error}"),
         }
@@ -290,45 +283,6 @@ impl Service {
             _ => print!("{}", table(&details)),
         }
     }
-}
-
-/// The transports of the file; one that cannot be made of its TLS files is left out.
-async fn transports(
-    mut agent: AgentBuilder,
-    loaded: &Loaded,
-    files: &dyn Files,
-    tls: &mut HashMap<Arc<str>, Arc<TlsTransport>>,
-) -> Result<AgentBuilder> {
-    for transport in loaded.transports() {
-        let (name, config) = (
-            Arc::clone(transport.config.name()),
-            transport.config.clone(),
-        );
-        agent = match (config.protocol(), &transport.tls) {
-            (Protocol::Udp, _) => {
-                let bind = config.bind();
-                let udp = UdpTransport::bind(config)
-                    .await
-                    .map_err(|error| format!("transport {name}, {bind}: {error}"))?;
-                agent.transport(name, udp)
-            }
-            (Protocol::Tcp, _) => agent.transport(name, TcpTransport::new(config)),
-            (_, Some(of)) => match of.config(files) {
-                Ok(made) => {
-                    let made = Arc::new(TlsTransport::new(config, made)?);
-                    tls.insert(Arc::clone(&name), Arc::clone(&made));
-                    agent.transport(name, made)
-                }
-                Err(error) => {
-                    eprintln!("transport {name} is left out: {error}");
-                    agent
-                }
-            },
-            // Nothing else carries registrations.
-            (_, None) => agent,
-        };
-    }
-    Ok(agent)
 }
 
 fn complain(loaded: &Loaded) {

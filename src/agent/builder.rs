@@ -132,12 +132,17 @@ impl AgentBuilder {
     ///
     /// # Errors
     /// Without a transport, when one cannot start, or without entropy.
-    pub async fn build(mut self) -> Result<Agent, AgentError> {
+    pub async fn build(self) -> Result<Agent, AgentError> {
+        if self.transports.is_empty() && !self.system_transports {
+            return Err(AgentError::NoTransport);
+        }
+        self.build_with_any().await
+    }
+
+    /// As [`build`](Self::build), but transports may come later.
+    pub(crate) async fn build_with_any(mut self) -> Result<Agent, AgentError> {
         if self.system_transports {
             self.add_system_transports().await?;
-        }
-        if self.transports.is_empty() {
-            return Err(AgentError::NoTransport);
         }
         let mut names = HashSet::new();
         if let Some((name, _)) = self

@@ -53,6 +53,17 @@ impl TransportConfig {
         })
     }
 
+    /// This one, with what another one advertises.
+    #[cfg(feature = "pjsip-conf")]
+    pub(crate) fn advertising_as(self, other: &Self) -> Self {
+        Self {
+            external_signaling_address: other.external_signaling_address.clone(),
+            external_signaling_port: other.external_signaling_port,
+            local_net: other.local_net.clone(),
+            ..self
+        }
+    }
+
     /// Sets the local address and port; default `0.0.0.0:0`, any address and a free port (pjsip.conf `bind`).
     ///
     /// A scope of an IPv6 address (`[fe80::1%3]:5060`) is the scope of link-local targets too.

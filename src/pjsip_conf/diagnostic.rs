@@ -294,6 +294,11 @@ pub enum Rule {
     #[error("{0}")]
     Transport(TransportConfigError),
 
+    /// A changed transport that a reload may not change.
+    #[error(
+        "a reload changes protocol, bind, tos, cos and TLS only with allow_reload=yes: the running version of them is kept"
+    )]
+    NotReloadable,
     /// A refused object of which a running version goes on.
     #[error("the running version of this {0} is kept")]
     Kept(&'static str),

@@ -324,8 +324,23 @@ impl<'a> Loader<'a> {
                 self.keep(section, "transport");
                 Some(old.clone())
             });
+            let transport = transport.map(|new| self.reloaded(section, new));
             self.new.transports.extend(transport);
         }
+    }
+
+    /// Of a transport that runs, a new version may change what is advertised, and more only where it says so.
+    fn reloaded(&mut self, section: &Section, new: TransportSection) -> TransportSection {
+        let mut old = self.old.transports.iter();
+        let old = old.find(|old| old.config.name() == new.config.name());
+        let Some(old) = old.filter(|_| !new.allow_reload) else {
+            return new;
+        };
+        let reloaded = new.over(old);
+        if !reloaded.is_like(&new) {
+            self.say(Severity::Warning, section, None, Rule::NotReloadable);
+        }
+        reloaded
     }
 
     fn registrations(&mut self, sections: &[&Section]) {
@@ -457,7 +472,11 @@ fn list(algorithms: &[crate::Algorithm]) -> String {
 }
 
 fn write_transport(f: &mut fmt::Formatter<'_>, transport: &TransportSection) -> fmt::Result {
-    let TransportSection { config, tls } = transport;
+    let TransportSection {
+        config,
+        tls,
+        allow_reload,
+    } = transport;
     writeln!(f, "transport {}", config.name())?;
     writeln!(
         f,
@@ -479,6 +498,9 @@ fn write_transport(f: &mut fmt::Formatter<'_>, transport: &TransportSection) -> 
     }
     if let Some(cos) = config.cos() {
         writeln!(f, "  cos = {cos}")?;
+    }
+    if *allow_reload {
+        writeln!(f, "  allow_reload = yes")?;
     }
     let Some(tls) = tls else { return Ok(()) };
     for (option, file) in [

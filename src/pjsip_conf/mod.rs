@@ -51,30 +51,23 @@
 //! ```no_run
 //! # #[cfg(feature = "tokio")]
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! use sip_registration::pjsip_conf::{Directory, Running, load};
-//! use sip_registration::{Agent, Protocol, TcpTransport, UdpTransport};
+//! use sip_registration::Agent;
+//! use sip_registration::pjsip_conf::{Directory, Running, Transports, load};
 //! use std::time::Duration;
 //!
 //! let files = Directory::new("/etc/asterisk");
 //! let loaded = load(&files, "pjsip.conf");
-//! let mut agent = Agent::builder();
-//! for transport in loaded.transports() {
-//!     let (name, config) = (transport.config.name().clone(), transport.config.clone());
-//!     agent = match config.protocol() {
-//!         Protocol::Udp => agent.transport(name, UdpTransport::bind(config).await?),
-//!         Protocol::Tcp => agent.transport(name, TcpTransport::new(config)),
-//!         // A `TlsTransport`, by `TlsFiles::config`.
-//!         _ => continue,
-//!     };
+//! let (mut transports, mut running) = (Transports::new(), Running::new());
+//! let (agent, told) = transports.start(Agent::builder(), &loaded, &files).await?;
+//! for (name, outcome) in told {
+//!     println!("transport {name}: {outcome}");
 //! }
-//! let agent = agent.build().await?;
-//! let mut running = Running::new();
 //! let wait = Duration::from_secs(35);
 //! running.apply(&agent, loaded, wait).await?;
 //!
 //! // Later: what has not changed is left alone.
 //! let new = running.loaded().reload(&files, "pjsip.conf");
-//! println!("{}", running.apply(&agent, new, wait).await?);
+//! println!("{}", transports.apply(&agent, &mut running, new, &files, wait).await?);
 //! # Ok(())
 //! # }
 //! ```
@@ -89,6 +82,8 @@ mod reader;
 mod registration;
 mod reload;
 mod show;
+#[cfg(feature = "tokio")]
+mod transports;
 
 pub use diagnostic::{Diagnostic, Rule, Severity};
 pub use files::{Directory, Files};
@@ -100,3 +95,5 @@ pub use objects::{AuthSection, Global, System, TlsFiles, TransportSection};
 pub use registration::RegistrationSection;
 pub use reload::{Applied, Plan, Running, Step};
 pub use show::{AuthDetail, Live, RegistrationDetail, table};
+#[cfg(feature = "tokio")]
+pub use transports::{Reloaded, TransportError, TransportOutcome, Transports};

@@ -29,6 +29,24 @@ pub struct TransportSection {
     pub config: TransportConfig,
     /// The files and checks of TLS; `None` where the protocol has none
     pub tls: Option<TlsFiles>,
+    /// Whether a reload may change more than what is advertised; default `false`, as in Asterisk (`allow_reload`)
+    pub allow_reload: bool,
+}
+
+impl TransportSection {
+    /// Whether it makes the same transport.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.config == other.config && self.tls == other.tls
+    }
+
+    /// What of this new version a reload may take over from `old`, which runs, where it does not allow more.
+    pub(super) fn over(&self, old: &Self) -> Self {
+        Self {
+            config: old.config.clone().advertising_as(&self.config),
+            tls: old.tls.clone(),
+            allow_reload: self.allow_reload,
+        }
+    }
 }
 
 /// What a `type=transport` section says about TLS; the files are not looked at
@@ -256,14 +274,13 @@ pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSecti
 }
 
 /// What other sections of the type have that means nothing here.
-const TRANSPORT_IGNORED: [&str; 12] = [
+const TRANSPORT_IGNORED: [&str; 11] = [
     "async_operations",
     "cipher",
     "domain",
     "external_media_address",
     "password",
     "websocket_write_timeout",
-    "allow_reload",
     "symmetric_transport",
     "tcp_keepalive_enable",
     "tcp_keepalive_idle_time",
@@ -288,7 +305,7 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
     let mut protocol = Some(Protocol::Udp);
     let mut bind = None;
     let mut tls = TlsFiles::default();
-    let (mut tos, mut cos) = (None, None);
+    let (mut tos, mut cos, mut allow_reload) = (None, None, false);
     let (mut external, mut port, mut nets) = (None, None, Vec::new());
     let text = |value: &Arc<str>| (!value.is_empty()).then(|| Arc::clone(value));
     for (name, at) in reader.variables() {
@@ -320,6 +337,7 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
                 }
             },
             "local_net" => nets.push(at),
+            "allow_reload" => allow_reload = reader.boolean(at),
             "tos" => tos = Some(at),
             "cos" => cos = reader.uint(at).map(|cos| (at, cos)),
             "cert_file" => tls.cert_file = text(&at.value),
@@ -414,7 +432,11 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
         config = config.with_listen(tls.cert_file.is_some());
         doubts(reader, tls);
     }
-    (!reader.is_refused()).then_some(TransportSection { config, tls })
+    (!reader.is_refused()).then_some(TransportSection {
+        config,
+        tls,
+        allow_reload,
+    })
 }
 
 /// What of TLS is weaker, or stricter, than it reads.

@@ -61,7 +61,7 @@ pub struct Plan {
     /// The registrations that take over the address of record of another one: they start only when its un-REGISTER is
     /// over, which could else remove the new binding (BEHAVIOUR §10, 26)
     pub after: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
-    /// Whether a transport was added, removed or changed: an agent keeps the transports it was started with
+    /// Whether a transport was added, removed or changed; `Transports::apply` does that, [`Running::apply`] does not
     pub transports_changed: bool,
 }
 
@@ -111,7 +111,10 @@ impl Loaded {
         Plan {
             steps,
             after,
-            transports_changed: self.transports() != old.transports(),
+            transports_changed: {
+                let (new, old) = (self.transports(), old.transports());
+                new.len() != old.len() || !new.iter().zip(old).all(|(new, old)| new.is_like(old))
+            },
         }
     }
 }
@@ -145,9 +148,6 @@ impl fmt::Display for Applied {
         }
         for name in &self.revived {
             writeln!(f, "{}: had given up, tries again", name.escape_debug())?;
-        }
-        if self.plan.transports_changed {
-            writeln!(f, "transports have changed: they count from the next start")?;
         }
         Ok(())
     }

@@ -62,6 +62,14 @@ pub(super) fn listener(config: &TransportConfig) -> std::result::Result<TcpListe
     Ok(socket.listen(BACKLOG)?)
 }
 
+/// Sets the options on a listener that another configuration made on the same address.
+pub(super) fn adjust(
+    config: &TransportConfig,
+    listener: &TcpListener,
+) -> std::result::Result<(), FlowError> {
+    configure_open(config, &SockRef::from(listener), config.bind())
+}
+
 /// Tries the options on a socket that is thrown away, so that a transport without a listener fails when it starts.
 pub(super) fn check(config: &TransportConfig) -> std::result::Result<(), FlowError> {
     let address = config.bind();
@@ -135,6 +143,15 @@ fn configure(
     if let Some(name) = config.interface() {
         bind_device(socket, name).map_err(refused("interface", name))?;
     }
+    configure_open(config, socket, family_of)
+}
+
+/// Sets what may be set at any time.
+fn configure_open(
+    config: &TransportConfig,
+    socket: &Socket,
+    family_of: SocketAddr,
+) -> std::result::Result<(), FlowError> {
     if let Some(tos) = config.tos() {
         let set = match family_of {
             SocketAddr::V4(_) => socket.set_tos_v4(tos.into()),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -81,22 +81,31 @@ fn reached_at(local: SocketAddr, listener: Option<SocketAddr>) -> SocketAddr {
 #[derive(Debug)]
 pub(super) struct Listening {
     pub(super) address: SocketAddr,
+    listener: Arc<TcpListener>,
     task: AbortHandle,
 }
 
 impl Listening {
     /// Binds, and gives every connection that a peer opens to `take`, with the peer's address and the place it holds
-    /// among at most [`MOST_ACCEPTED`].
+    /// among at most [`MOST_ACCEPTED`]. A listener that `inherited` has is not bound again.
     pub(super) async fn start(
         config: &TransportConfig,
+        inherited: Option<&Arc<TcpListener>>,
         take: impl Fn(TcpStream, SocketAddr, SocketAddr, OwnedSemaphorePermit) + Send + 'static,
     ) -> Result<Self, FlowError> {
-        let listener = super::socket::listener(config)?;
+        let listener = match inherited {
+            Some(listener) => {
+                super::socket::adjust(config, listener)?;
+                Arc::clone(listener)
+            }
+            None => Arc::new(super::socket::listener(config)?),
+        };
         let address = listener.local_addr()?;
+        let accepting = Arc::clone(&listener);
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(MOST_ACCEPTED));
             while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-                match listener.accept().await {
+                match accepting.accept().await {
                     Ok((stream, remote)) => {
                         no_delay(&stream);
                         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
@@ -111,7 +120,21 @@ impl Listening {
             }
         });
         let task = task.abort_handle();
-        Ok(Self { address, task })
+        Ok(Self {
+            address,
+            listener,
+            task,
+        })
+    }
+
+    /// The listener, for a transport that takes the place of this one on the same address.
+    pub(super) fn pass_on(
+        &self,
+        from: &TransportConfig,
+        to: &TransportConfig,
+    ) -> Option<Arc<TcpListener>> {
+        let same = to.listen() && from.bind() == to.bind() && from.interface() == to.interface();
+        same.then(|| Arc::clone(&self.listener))
     }
 }
 

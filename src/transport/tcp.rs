@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use tokio::net::TcpListener;
 use tracing::trace;
 
 /// SIP over TCP
@@ -17,6 +18,8 @@ use tracing::trace;
 #[derive(Debug)]
 pub struct TcpTransport {
     config: TransportConfig,
+    /// That of the transport whose place it takes
+    inherited: Option<Arc<TcpListener>>,
     started: OnceLock<Started>,
 }
 
@@ -32,7 +35,21 @@ impl TcpTransport {
     pub const fn new(config: TransportConfig) -> Self {
         Self {
             config,
+            inherited: None,
             started: OnceLock::new(),
+        }
+    }
+
+    /// A transport that is to take the place of one that runs (`Agent::add_transport`): where both listen on one
+    /// address, that is not bound again.
+    #[must_use]
+    pub fn in_place_of(config: TransportConfig, old: &Self) -> Self {
+        let started = old.started.get();
+        let listening = started.and_then(|started| started.listening.as_ref());
+        let inherited = listening.and_then(|listening| listening.pass_on(&old.config, &config));
+        Self {
+            inherited,
+            ..Self::new(config)
         }
     }
 
@@ -74,7 +91,7 @@ impl Transport for TcpTransport {
                 };
                 connection.start(from_peer, to_peer);
             };
-            Some(Listening::start(&self.config, take).await?)
+            Some(Listening::start(&self.config, self.inherited.as_ref(), take).await?)
         } else {
             super::socket::check(&self.config)?;
             None
@@ -123,7 +140,7 @@ mod tests {
     use crate::transport::testing::{config, sink, within};
     use bytes::Bytes;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpStream;
     use tokio::sync::mpsc;
 
     const OK: &[u8] = b"SIP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n";

@@ -30,7 +30,7 @@ use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -51,6 +51,8 @@ use tracing::{debug, trace, warn};
 pub struct TlsTransport {
     config: TransportConfig,
     in_force: Arc<Mutex<Arc<InForce>>>,
+    /// That of the transport whose place it takes
+    inherited: Option<Arc<TcpListener>>,
     started: OnceLock<Started>,
 }
 
@@ -159,7 +161,27 @@ impl TlsTransport {
         Ok(Self {
             config,
             in_force: Arc::new(Mutex::new(in_force)),
+            inherited: None,
             started: OnceLock::new(),
+        })
+    }
+
+    /// A transport that is to take the place of one that runs (`Agent::add_transport`): where both listen on one
+    /// address, that is not bound again. For other certificates alone there is [`renew`](Self::renew).
+    ///
+    /// # Errors
+    /// [`TlsError::NoCertificate`] when it shall listen and has none.
+    pub fn in_place_of(
+        config: TransportConfig,
+        tls: TlsConfig,
+        old: &Self,
+    ) -> Result<Self, TlsError> {
+        let started = old.started.get();
+        let listening = started.and_then(|started| started.listening.as_ref());
+        let inherited = listening.and_then(|listening| listening.pass_on(&old.config, &config));
+        Ok(Self {
+            inherited,
+            ..Self::new(config, tls)?
         })
     }
 
@@ -218,7 +240,7 @@ impl Transport for TlsTransport {
                 let accept = Arc::clone(&accept);
                 tokio::spawn(async move { accept.take(stream, remote, listener, permit).await });
             };
-            Some(Listening::start(&self.config, take).await?)
+            Some(Listening::start(&self.config, self.inherited.as_ref(), take).await?)
         } else {
             super::socket::check(&self.config)?;
             None

@@ -68,7 +68,21 @@ impl UdpTransport {
     /// # Errors
     /// [`FlowError::Setting`] where the address cannot be bound or an option cannot be set.
     pub async fn bind(config: TransportConfig) -> Result<Self, FlowError> {
-        let bound = Bound::new(&config, config.bind(), None)?;
+        Self::bound(config, None)
+    }
+
+    /// Binds the socket of a transport that is to take the place of one that runs (`Agent::add_transport`), which may
+    /// have the same port until then.
+    ///
+    /// # Errors
+    /// As of [`bind`](Self::bind); the other goes on in any case.
+    pub async fn bind_in_place_of(config: TransportConfig, old: &Self) -> Result<Self, FlowError> {
+        let socket = old.sockets().of(config.bind()).clone();
+        Self::bound(config, socket.as_ref().map(|old| &*old.socket))
+    }
+
+    fn bound(config: TransportConfig, in_place_of: Option<&UdpSocket>) -> Result<Self, FlowError> {
+        let bound = Bound::new(&config, config.bind(), in_place_of)?;
         let mut sockets = Sockets::default();
         *sockets.of(config.bind()) = Some(Arc::new(bound));
         Ok(Self {

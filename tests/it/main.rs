@@ -30,6 +30,8 @@ mod pjsip_gauges;
 mod pjsip_reload;
 mod pjsip_show;
 #[cfg(all(target_os = "linux", feature = "tls"))]
+mod pjsip_transports;
+#[cfg(all(target_os = "linux", feature = "tls"))]
 mod pjsip_trunks;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;

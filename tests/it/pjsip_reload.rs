@@ -108,6 +108,47 @@ fn a_plan_says_for_each_registration_what_the_new_version_costs() {
 }
 
 #[test]
+fn of_a_transport_a_reload_changes_what_is_advertised_and_more_only_where_it_says_so() {
+    let with = |lines: &str| File(file(&[("a", "")]).0.replace("bind=0.0.0.0", lines));
+    let old = load(&with("bind=0.0.0.0"), "pjsip.conf");
+    let reload = |lines: &str| {
+        let new = old.reload(&with(lines), "pjsip.conf");
+        let said: Vec<_> = new.diagnostics().iter().map(ToString::to_string).collect();
+        // Its registration has not changed, whatever the transport does.
+        assert!(said.len() > 1 || steps(&old, &new) == [step("a", Step::Untouched)]);
+        let config = new.transports()[0].config.clone();
+        (said, config, new.plan(&old).transports_changed)
+    };
+    let kept = [
+        "pjsip.conf:1: warning: [udp] a reload changes protocol, bind, tos, cos and TLS only with \
+         allow_reload=yes: the running version of them is kept",
+    ];
+    for lines in [
+        "bind=127.0.0.1",
+        "bind=0.0.0.0\ntos=cs3",
+        "bind=0.0.0.0\ncos=3",
+        "bind=0.0.0.0\nprotocol=tcp",
+        "bind=127.0.0.1\nallow_reload=no",
+    ] {
+        let (said, config, changed) = reload(lines);
+        assert_eq!(said, kept, "{lines}");
+        assert_eq!((&config, changed), (&old.transports()[0].config, false));
+        let (said, config, changed) = reload(&format!("{lines}\nallow_reload=yes"));
+        // A registration that has no transport of its protocol any more is another matter.
+        assert!(said.is_empty() || lines.contains("tcp"), "{said:?}");
+        assert!(changed, "{lines}");
+        assert_ne!(config, old.transports()[0].config);
+    }
+    // The one without the other.
+    let (said, config, changed) = reload("bind=127.0.0.1\nexternal_signaling_address=192.0.2.7");
+    assert_eq!((&said[..], changed), (&kept.map(String::from)[..], true));
+    assert_eq!(config.external_signaling_address(), Some("192.0.2.7"));
+    assert_eq!(config.bind(), old.transports()[0].config.bind());
+    let (said, _, changed) = reload("bind=0.0.0.0\nallow_reload=yes");
+    assert_eq!((said.len(), changed), (0, false));
+}
+
+#[test]
 fn what_no_longer_parses_keeps_its_running_version() {
     let with_auth = |lines: &str| {
         let text = file(&[("a", "outbound_auth=auth"), ("b", "")]).0;
