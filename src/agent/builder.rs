@@ -19,6 +19,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::sync::{broadcast, mpsc};
@@ -59,6 +60,7 @@ pub struct AgentBuilder {
     host: Option<Arc<dyn Host>>,
     clock: Arc<dyn Clock>,
     seed: Option<[u8; 32]>,
+    registers_a_second: Option<NonZeroU32>,
 }
 
 impl AgentBuilder {
@@ -71,6 +73,7 @@ impl AgentBuilder {
             host: None,
             clock: Arc::new(SystemClock::new()),
             seed: None,
+            registers_a_second: None,
         }
     }
 
@@ -128,6 +131,17 @@ impl AgentBuilder {
         self
     }
 
+    /// Sets how many REGISTERs of all registrations together may go out in any second, retransmissions and un-REGISTERs
+    /// included; default `None`: no such limit (D16)
+    ///
+    /// They take turns, see [`Pool::set_registers_a_second`]; what is not un-REGISTERed before the end of
+    /// [`Agent::shutdown`] is [`Removal::Unanswered`](crate::Removal::Unanswered) or never sent. At most 64 requests in
+    /// flight to one target is a rule of its own.
+    pub const fn registers_a_second(mut self, most: Option<NonZeroU32>) -> Self {
+        self.registers_a_second = most;
+        self
+    }
+
     /// Starts the transports and the agent's task.
     ///
     /// # Errors
@@ -164,6 +178,7 @@ impl AgentBuilder {
         };
         let mut entropy = Entropy::from_seed(seed);
         let mut pool = Pool::new(&mut entropy);
+        pool.set_registers_a_second(self.registers_a_second);
         let (sender, arrivals) = mpsc::channel(ARRIVALS);
         let next_flow = Arc::new(AtomicU64::new(FIRST_ACCEPTED));
         let mut transports = Vec::new();

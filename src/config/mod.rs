@@ -1,6 +1,7 @@
 //! What a registration is to do: the 22 options of the reference, the policy, and the checks on both.
 
 mod builder;
+pub(crate) mod ceiling;
 pub(crate) mod credentials;
 mod error;
 mod instance;

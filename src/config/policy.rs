@@ -1,7 +1,10 @@
 //! How a registration behaves where RFC 3261 leaves a choice: three profiles and their single values.
 
+use super::ceiling::interval;
 use super::keep_alive::{ContactRewriting, KeepAlivePolicy};
 use crate::{Algorithm, BuildError};
+use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// The behaviour of a registration beyond its 22 options
@@ -77,6 +80,9 @@ pub struct Policy {
     /// From where a request may come that is to be matched to the registration; default [`InboundFrom::Anywhere`], as in the
     /// reference (D24, BEHAVIOUR §5).
     pub inbound_from: InboundFrom,
+    /// How many REGISTERs of this registration may go out in any second, retransmissions included; default `None`: as many
+    /// as the attempt needs (D16). The whole agent's ceiling is `AgentBuilder::registers_a_second`.
+    pub registers_a_second: Option<NonZeroU32>,
     /// Whether the last request and its answer are kept, without secrets, for a support ticket; default `false` in every
     /// profile: up to 8 KiB a registration (D27). See [`Transcript`](crate::Transcript).
     pub keep_transcript: bool,
@@ -148,6 +154,17 @@ impl Policy {
             },
             ..Self::default()
         }
+    }
+
+    /// The timers of a transaction whose retransmissions keep to the ceiling.
+    pub(crate) fn paced_timers(&self) -> Cow<'_, Timers> {
+        let Some(a_second) = self.registers_a_second else {
+            return Cow::Borrowed(&self.timers);
+        };
+        let t1 = self.timers.t1.max(interval(a_second));
+        let t2 = self.timers.t2.max(t1);
+        let timers = self.timers.clone();
+        Cow::Owned(Timers { t1, t2, ..timers })
     }
 
     /// Whether all values are within their limits.
@@ -265,6 +282,7 @@ impl Default for Policy {
             contact_rewriting: ContactRewriting::Off,
             inbound_from: InboundFrom::Anywhere,
             keep_transcript: false,
+            registers_a_second: None,
             via_alias: false,
             certificate_warning: Duration::from_secs(14 * 86_400),
         }

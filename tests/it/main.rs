@@ -36,6 +36,7 @@ mod pjsip_trunks;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
 mod rules_auth;
+mod rules_ceiling;
 mod rules_clock;
 mod rules_commands;
 mod rules_contact;

@@ -352,6 +352,8 @@ impl Machine {
         };
         cycle.authenticated = true;
         if guard_account && !unproved.is_empty() {
+            // It may take its time: then it is somebody else's turn.
+            cycle.permitted = false;
             cycle.step = Step::Guarding {
                 op,
                 until: cx.now + GUARDED,

@@ -283,6 +283,7 @@ impl Machine {
         *self = Self {
             ops: self.ops,
             last_start: self.last_start,
+            paced: self.paced,
             ..Self::new(to, identity, cx.entropy)
         };
     }

@@ -1,6 +1,7 @@
 //! A cycle up to the request: where to, on which flow, and the REGISTER itself.
 
 use super::*;
+use crate::config::ceiling::interval;
 
 impl Machine {
     pub(super) fn begin(&mut self, cx: &mut Out<'_>, purpose: Purpose, commanded: bool) {
@@ -34,6 +35,7 @@ impl Machine {
             returns,
             choice_until: None,
             tried: 0,
+            permitted: false,
             insists: false,
             started: None,
             requests: 0,
@@ -319,6 +321,7 @@ impl Machine {
             .filter(|lease| lease.target == target)
             .and_then(|lease| lease.flow);
         cycle.flow = None;
+        cycle.permitted = false;
         cycle.step = Step::Opening {
             op,
             until: cx.now + timeout,
@@ -333,6 +336,53 @@ impl Machine {
             prefer,
             fresh: cycle.fresh_flow,
         });
+    }
+
+    /// Asks for the flow at hand once more: the host gives it when the next request may go out (D16).
+    pub(super) fn ask_again(&mut self, cx: &mut Out<'_>) {
+        let op = self.op();
+        let timeout = self.registration.policy().timers.connect_timeout;
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
+        let target = cycle.targets.get(cycle.next).cloned();
+        let (Some(target), Some((flow, _))) = (target, &cycle.flow) else {
+            return self.open(cx);
+        };
+        let (prefer, fresh) = (Some(*flow), false);
+        cycle.step = Step::Opening {
+            op,
+            until: cx.now + timeout,
+        };
+        cx.out.push(Output::Open {
+            op,
+            target,
+            prefer,
+            fresh,
+        });
+    }
+
+    /// Whether a request may go out now; otherwise it is on its way later (D16).
+    fn in_turn(&mut self, cx: &mut Out<'_>) -> bool {
+        let interval = self.registration.policy().registers_a_second.map(interval);
+        let earliest = interval.and_then(|after| Some(self.seldom.sent_at? + after));
+        let early = earliest.filter(|at| cx.now < *at);
+        let op = early.map(|_| self.op());
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return false;
+        };
+        if let (Some(until), Some(op)) = (early, op) {
+            cycle.permitted = false;
+            cycle.choice_until = None;
+            cycle.step = Step::Held { op, until };
+            return false;
+        }
+        if self.paced && !cycle.permitted {
+            self.ask_again(cx);
+            return false;
+        }
+        cycle.permitted = false;
+        true
     }
 
     pub(super) fn held(&mut self, cx: &mut Out<'_>, op: OpId) {
@@ -364,7 +414,13 @@ impl Machine {
             return;
         }
         match result {
+            // The one at hand, given for the next request.
+            Ok((flow, _)) if cycle.flow.as_ref().is_some_and(|(used, _)| *used == flow) => {
+                cycle.permitted = true;
+                self.send(cx);
+            }
             Ok((flow, info)) => {
+                cycle.permitted = true;
                 // What is removed, or asked about, is what was bound, whatever this flow would be bound as.
                 let bound = self.lease.as_ref().map(|lease| &lease.contact);
                 let bound = match cycle.purpose {
@@ -500,6 +556,9 @@ impl Machine {
             self.prove(cx, None);
             return self.lead_on(cx);
         }
+        if !self.in_turn(cx) {
+            return;
+        }
         self.limit_choice(cx.now);
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
@@ -610,8 +669,11 @@ impl Machine {
                 stale.push((uri.clone(), until));
             }
         }
+        if policy.registers_a_second.is_some() {
+            self.seldom.change().sent_at = Some(cx.now);
+        }
         cycle.step = Step::Registering(Transaction::new(
-            &policy.timers,
+            &policy.paced_timers(),
             reliable,
             branch.into(),
             message.clone(),

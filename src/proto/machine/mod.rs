@@ -374,6 +374,8 @@ struct Cycle {
     choice_until: Option<Instant>,
     /// Targets of the choices before it
     tried: usize,
+    /// Whether the flow was given for the next request, where the host paces them (D16)
+    permitted: bool,
     /// Whether somebody asked for a REGISTER at once (D20): then a target that wants to be left alone is not
     insists: bool,
     /// When the first request went out
@@ -512,6 +514,8 @@ struct Seldom {
     fell_back: Option<Instant>,
     /// The last request and its answer, where the policy wants them (D27)
     transcript: Option<Box<Transcript>>,
+    /// When a request went out last, where the policy has a ceiling (D16)
+    sent_at: Option<Instant>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     without_outbound: bool,
     /// Another flow of the same registration is up
@@ -547,6 +551,7 @@ static NOTHING: Seldom = Seldom {
     others_hold: false,
     bearings: None,
     transcript: None,
+    sent_at: None,
 };
 
 impl Seldom {
@@ -568,6 +573,7 @@ impl Seldom {
             others_hold,
             bearings,
             transcript,
+            sent_at,
         } = self;
         then.is_empty()
             && then_at.is_none()
@@ -581,6 +587,7 @@ impl Seldom {
             && !others_hold
             && bearings.is_none()
             && transcript.is_none()
+            && sent_at.is_none()
     }
 }
 
@@ -653,6 +660,8 @@ pub struct Machine {
     /// With its exchange, where a request was sent (D27)
     last_failure: Option<Box<(Failure, Option<Box<Exchange>>)>>,
     reference: ReferenceStatus,
+    /// Whether the host wants to be asked for the flow before each request (D16)
+    paced: bool,
     sessions: Sessions,
     seldom: Rarely,
 }
@@ -710,6 +719,7 @@ impl Machine {
             last_start: None,
             last_failure: None,
             reference: ReferenceStatus::Unregistered,
+            paced: false,
             sessions: Sessions::default(),
             seldom: Rarely::default(),
         }
@@ -802,20 +812,23 @@ impl Machine {
     /// While credentials are asked for the place is kept: the request that follows must not come on top.
     #[must_use]
     pub fn engaged(&self) -> Option<std::net::SocketAddr> {
-        match &self.plan {
-            Plan::Cycle(cycle)
-                if matches!(
-                    cycle.step,
-                    Step::Opening { .. }
-                        | Step::Asking { .. }
-                        | Step::Guarding { .. }
-                        | Step::Registering(_)
-                ) =>
-            {
-                cycle.targets.get(cycle.next).map(Target::address)
-            }
-            _ => None,
-        }
+        let Plan::Cycle(cycle) = &self.plan else {
+            return None;
+        };
+        let engaged = match &cycle.step {
+            Step::Opening { .. }
+            | Step::Asking { .. }
+            | Step::Guarding { .. }
+            | Step::Registering(_) => true,
+            // One that waits with its flow for its next request; who would take its place may wait for that very request.
+            Step::Held { .. } => cycle.flow.is_some(),
+            Step::Locating { .. } | Step::Between => false,
+        };
+        cycle
+            .targets
+            .get(cycle.next)
+            .filter(|_| engaged)
+            .map(Target::address)
     }
 
     /// The target that holds the lease, as it is located; none while a redirect is followed or another choice is tried,
@@ -837,6 +850,27 @@ impl Machine {
             _ => self.seldom.choice,
         };
         self.registration.choice(number)
+    }
+
+    /// Whether the host wants to be asked for the flow before each request, so that it can space them (D16).
+    pub(crate) const fn set_paced(&mut self, paced: bool) {
+        self.paced = paced;
+    }
+
+    /// Whether the attempt under way has sent something.
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle) if cycle.started.is_some())
+    }
+
+    /// Whether the attempt under way is to register.
+    pub(crate) fn registers(&self) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle) if cycle.purpose == Purpose::Register)
+    }
+
+    /// Whether this very message is on its way, unanswered.
+    pub(crate) fn waits_for_answer_to(&self, message: &Bytes) -> bool {
+        matches!(&self.plan, Plan::Cycle(cycle) if matches!(&cycle.step,
+            Step::Registering(transaction) if transaction.message.as_ptr() == message.as_ptr()))
     }
 
     /// Whether the last attempt failed.

@@ -41,7 +41,10 @@ impl Machine {
                         self.found(cx, TargetOutcome::Unreachable);
                         self.next_target(cx, Failure::Flow(error), None, None);
                     }
-                    Step::Held { until, .. } if cx.now >= *until => self.open(cx),
+                    Step::Held { until, .. } if cx.now >= *until => match cycle.flow {
+                        Some(_) => self.ask_again(cx),
+                        None => self.open(cx),
+                    },
                     Step::Asking { op, until, .. } if cx.now >= *until => {
                         let op = *op;
                         cx.out.push(Output::Cancel(op));
@@ -62,6 +65,11 @@ impl Machine {
                                     flow: *flow,
                                     message,
                                 });
+                            }
+                            if let Some(seldom) = self.seldom.there()
+                                && seldom.sent_at.is_some()
+                            {
+                                seldom.sent_at = Some(cx.now);
                             }
                             if late {
                                 self.found(cx, TargetOutcome::Late);

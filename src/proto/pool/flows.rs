@@ -60,17 +60,7 @@ impl Pool {
         match result {
             Ok(info) => {
                 for asker in self.flows.opened(flow, Arc::clone(&info)) {
-                    let (id, op) = (asker.id, asker.op);
-                    let (result, retry_in) = (Ok((flow, Arc::clone(&info))), None);
-                    self.feed(
-                        cx,
-                        id,
-                        Input::Opened {
-                            op,
-                            result,
-                            retry_in,
-                        },
-                    );
+                    self.opened_in_turn(cx, asker, flow, Arc::clone(&info));
                 }
                 if self.flows.end_if_unused(flow) {
                     cx.out.push(PoolOutput::Close(flow));

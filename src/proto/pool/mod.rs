@@ -1,4 +1,4 @@
-//! All registrations of an agent: slab, deadlines, flows, names, demultiplexing, the in-flight window. Still pure.
+//! All registrations of an agent: slab, deadlines, flows, names, demultiplexing, the in-flight window, the ceiling. Still pure.
 
 mod bindings;
 mod flows;
@@ -6,12 +6,14 @@ mod groups;
 mod guarding;
 mod inbound;
 mod names;
+mod pace;
 mod window;
 
 use bindings::Bindings;
 use flows::flow_key;
 use groups::Groups;
 use names::{Targets, Waiter};
+use pace::Pace;
 use window::Window;
 
 use crate::proto::flow::{Asker, FlowTable, User, spread};
@@ -147,6 +149,8 @@ pub struct Pool {
     windows: HashMap<SocketAddr, Window>,
     /// Targets with a place that became free; the first of them is being served
     freed: VecDeque<SocketAddr>,
+    /// The ceiling of REGISTERs a second, where one is set
+    pace: Option<Box<Pace>>,
     guard: Guard,
     waiting_for_guard: VecDeque<(Asker, Box<[Guarded]>)>,
     lines: HashMap<Box<str>, RegistrationId>,
@@ -214,6 +218,7 @@ impl Pool {
             targets: Targets::default(),
             windows: HashMap::new(),
             freed: VecDeque::new(),
+            pace: None,
             guard: Guard::default(),
             waiting_for_guard: VecDeque::new(),
             lines: HashMap::new(),
@@ -318,7 +323,8 @@ impl Pool {
             id,
             ..Identity::default()
         };
-        let machine = Machine::new(registration, identity, cx.entropy);
+        let mut machine = Machine::new(registration, identity, cx.entropy);
+        machine.set_paced(self.pace.is_some());
         slot.entry = Some(Box::new(Entry {
             machine,
             deadline: None,
@@ -483,6 +489,8 @@ impl Pool {
 
     /// Feeds one input to one machine.
     fn feed(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
+        // Only a flow lets a new request through where requests are paced; others are sent again (D16).
+        let again = !matches!(input, Input::Opened { .. });
         let mut outputs = self.scratch.pop().unwrap_or_default();
         let others_hold = self.groups.another_is_up(id);
         if let Some(entry) = self.entry_mut(id) {
@@ -514,7 +522,7 @@ impl Pool {
         for output in outputs.drain(..) {
             match output {
                 Output::Done(removal) => done = Some(removal),
-                other => self.carry_out(cx, id, other),
+                other => self.carry_out(cx, id, other, again),
             }
         }
         self.scratch.push(outputs);
@@ -579,14 +587,19 @@ impl Pool {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let machines = self.deadlines.first().map(|(at, _)| *at);
-        machines.into_iter().chain(self.flows.deadline()).min()
+        let pace = self.pace.as_ref().and_then(|pace| pace.deadline());
+        machines
+            .into_iter()
+            .chain(self.flows.deadline())
+            .chain(pace)
+            .min()
     }
 
     /// Serves up to `most` deadlines that have come; true where more are due.
     pub fn timeout(&mut self, cx: &mut Out<'_>, most: usize) -> bool {
         for _ in 0..most {
             // Flows first: there are few, and whoever rides on one that has failed is to know.
-            if self.serve_flow(cx) {
+            if self.serve_flow(cx) || self.serve_pace(cx) {
                 continue;
             }
             let Some((at, index)) = self
@@ -615,7 +628,7 @@ impl Pool {
 
     // ---- effects of one machine
 
-    fn carry_out(&mut self, cx: &mut Out<'_>, id: RegistrationId, output: Output) {
+    fn carry_out(&mut self, cx: &mut Out<'_>, id: RegistrationId, output: Output, again: bool) {
         match output {
             Output::Locate { op, uri } => self.locate(cx, Asker { id, op }, uri),
             Output::Open {
@@ -632,7 +645,7 @@ impl Pool {
                     };
                     return self.feed(cx, id, input);
                 }
-                self.open_or_hold(
+                self.open_in_turn(
                     cx,
                     Asker { id, op },
                     Opening {
@@ -652,7 +665,9 @@ impl Pool {
                 accepted,
             } => self.proved(cx, id, &credential, accepted),
             Output::Cancel(op) => self.cancel(cx, Asker { id, op }),
-            Output::Transmit { flow, message } => cx.out.push(PoolOutput::Send { flow, message }),
+            Output::Transmit { flow, message } => {
+                self.transmit(cx, id, flow, message, again);
+            }
             Output::Answered {
                 flow,
                 mapped,
@@ -671,6 +686,9 @@ impl Pool {
         self.names.cancel(|waiter| waiter.asker() != asker);
         self.waiting_for_guard
             .retain(|(queued, _)| *queued != asker);
+        if let Some(pace) = &mut self.pace {
+            pace.cancel(asker);
+        }
         for window in self
             .windows
             .values_mut()
@@ -742,6 +760,9 @@ impl Pool {
         self.free.push(id.index);
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id.index));
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.remove(id);
         }
         if let Some(line) = entry.machine.line() {
             self.lines.remove(line);

@@ -55,10 +55,11 @@ impl Window {
 }
 
 impl Pool {
-    /// How many attempts wait for a place in a target's window (D16).
+    /// How many attempts wait for a place in a target's window, or for their turn under the ceiling (D16).
     #[must_use]
     pub fn held(&self) -> usize {
-        self.windows.values().map(|window| window.queue.len()).sum()
+        let queued: usize = self.windows.values().map(|window| window.queue.len()).sum();
+        queued + self.pace.as_ref().map_or(0, |pace| pace.len())
     }
 
     /// Takes a place in the target's window, or a place in its queue (D16).
@@ -94,12 +95,26 @@ impl Pool {
         self.open(cx, asker, opening);
     }
 
+    /// Whether there is no place for one that does not have it yet.
+    pub(super) fn is_full(&self, id: RegistrationId, target: &Target) -> bool {
+        let address = target.address();
+        let place = self.entry(id).and_then(|entry| entry.window.as_ref());
+        place.map(Target::address) != Some(address)
+            && self
+                .windows
+                .get(&address)
+                .is_some_and(|window| window.used >= window.limit)
+    }
+
     /// A place in a target's window is free: those who wait move up.
     pub(super) fn release(&mut self, cx: &mut Out<'_>, address: SocketAddr) {
         let Some(window) = self.windows.get_mut(&address) else {
             return;
         };
         window.used = window.used.saturating_sub(1);
+        if let Some(pace) = &mut self.pace {
+            pace.unpark(address, window.limit.saturating_sub(window.used));
+        }
         if window.used == 0 && window.queue.is_empty() {
             self.windows.remove(&address);
             return;
@@ -128,12 +143,13 @@ impl Pool {
 
     /// A target has gone down: those who queue for it do not find that out each by himself.
     pub(super) fn disperse(&mut self, cx: &mut Out<'_>, target: &Target) {
-        let Some(window) = self.windows.get_mut(&target.address()) else {
-            return;
-        };
-        let queue = std::mem::take(&mut window.queue);
         let left = self.health.asked(target, cx.now);
-        let goes = |(asker, opening): &(Asker, Opening)| {
+        let queue = match self.windows.get_mut(&target.address()) {
+            Some(window) => std::mem::take(&mut window.queue),
+            None => VecDeque::new(),
+        };
+        let mut pace = self.pace.take();
+        let goes = |asker: &Asker, opening: &Opening| {
             opening.target == *target
                 && self.entry(asker.id).is_some_and(|entry| {
                     let policy = entry.machine.registration().policy();
@@ -141,7 +157,13 @@ impl Pool {
                         && (left.is_some() || !policy.dead_target_memory.is_zero())
                 })
         };
-        let (go, stay): (Vec<_>, Vec<_>) = queue.into_iter().partition(goes);
+        let (mut go, stay): (Vec<_>, Vec<_>) = queue
+            .into_iter()
+            .partition(|(asker, opening)| goes(asker, opening));
+        if let Some(pace) = &mut pace {
+            go.extend(pace.take_all(target.address(), goes));
+        }
+        self.pace = pace;
         if let Some(window) = self.windows.get_mut(&target.address()) {
             window.queue = stay.into();
         }
