@@ -542,3 +542,61 @@ fn an_options_at_a_fallback_asks_the_fallback() {
         (SECOND, "sip:two.example.com")
     );
 }
+
+#[test]
+fn a_thousand_leave_a_dead_first_choice_and_come_back_without_a_storm() {
+    const MANY: usize = 1000;
+    let mut sim = Sim::many([]);
+    for (name, last) in [("one", 1), ("two", 2)] {
+        sim.resolve(
+            &format!("{name}.example.com"),
+            Ok(vec![IpAddr::from([192, 0, 2, last])]),
+        );
+    }
+    for number in 0..MANY {
+        let user = format!("user{number}");
+        let account =
+            Registration::builder("sip:one.example.com", &*format!("sip:{user}@example.com"))
+                .fallback_server("sip:two.example.com")
+                .contact_user(user)
+                .build();
+        sim.add(account.expect("a good configuration"));
+    }
+    // How many went to the first choice in each second.
+    let mut asked = Vec::new();
+    let (mut expired, mut at_first) = (0, 0);
+    for second in 0..4200 {
+        let dead = (300..2000).contains(&second);
+        let mut sent = 0;
+        for _ in 0..10 {
+            sim.advance(Duration::from_millis(100));
+            while !sim.is_silent() {
+                let request = sim.sent();
+                sent += u32::from(to(&request) == FIRST);
+                if to(&request) != FIRST || !dead {
+                    sim.reply(&request, Reply::granted(600));
+                }
+            }
+        }
+        asked.push(sent);
+        expired += expiries(&mut sim);
+        let is_first = |id: &&RegistrationId| {
+            let status = sim.pool().status(**id).expect("it is there");
+            let lease = status.lease.expect("a lease, all the time");
+            lease.target.address().to_string() == FIRST
+        };
+        if matches!(second, 1999 | 4199) {
+            at_first = sim.ids().iter().filter(is_first).count();
+        }
+        if second == 1999 {
+            assert_eq!(at_first, 0, "it is dead");
+        }
+    }
+    assert_eq!((expired, at_first), (0, MANY));
+    // While it is dead it is asked now and then, to see whether it is back.
+    let (dead, back): (u32, u32) = (asked[1000..2000].iter().sum(), asked[2000..].iter().sum());
+    assert!((1..=200).contains(&dead), "{dead} while it was dead");
+    assert!((1000..=7000).contains(&back), "{back} when it was back");
+    let busiest = asked[2000..].iter().max().copied();
+    assert!(busiest <= Some(100), "{busiest:?}");
+}

@@ -206,6 +206,33 @@ impl Health {
             .filter(|left| !left.is_zero())
     }
 
+    /// Whether one who has another place to go to leaves the target alone, because it is down or another one tries it; else
+    /// it is the one to try, where one has to, for as long as `trial`.
+    pub(crate) fn leaves_alone(
+        &mut self,
+        target: &Target,
+        by: RegistrationId,
+        now: Instant,
+        trial: Duration,
+    ) -> bool {
+        let Some(state) = self.targets.get_mut(&key(target)) else {
+            return false;
+        };
+        let shunned = |(whom, until): &(RegistrationId, Instant)| *whom == by && now < *until;
+        if state.doubted.iter().any(shunned) {
+            return true;
+        }
+        let Some(dead) = &state.dead else {
+            return false;
+        };
+        let others = |(trier, until): (RegistrationId, Instant)| trier != by && now < until;
+        if now < dead.until || state.trial.is_some_and(others) {
+            return true;
+        }
+        state.trial = Some((by, now + trial));
+        false
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.targets.len()

@@ -188,6 +188,11 @@ impl Machine {
         self.fail(cx, failure, retry_after, exchange);
     }
 
+    /// Whether another choice has its turn after this one.
+    pub(crate) fn has_another(&self) -> bool {
+        self.next_choice().is_some()
+    }
+
     /// The choice that has its turn next: the bound one after a try of the first, the others in their order and around.
     fn next_choice(&self) -> Option<u8> {
         let Plan::Cycle(cycle) = &self.plan else {
@@ -294,6 +299,7 @@ impl Machine {
             Step::Opening { .. } => {
                 Failure::Flow(FlowError::ConnectTimeout(timers.connect_timeout))
             }
+            Step::Held { .. } => Failure::Flow(FlowError::TargetDown { retry_after: None }),
             _ => return,
         };
         cycle.failure = Some((failure, exchange));
@@ -394,8 +400,24 @@ impl Machine {
                 op,
                 until: cx.now + HELD,
             };
-            // Waiting for a place in its queue says nothing of the choice.
+            // Waiting for a place in its queue says nothing of the choice; but a lease does not end of it where another
+            // choice would hold it, and nobody queues for a return.
             cycle.choice_until = None;
+            let returns = cycle.returns;
+            let left = self
+                .lease
+                .as_ref()
+                .map(|lease| lease.expires_at.saturating_duration_since(cx.now));
+            if let Some(left) = left
+                && self.next_choice().is_some()
+                && let Plan::Cycle(cycle) = &mut self.plan
+            {
+                let queues = left.saturating_sub(ROOM.min(left / 2));
+                cycle.choice_until = Some(cx.now + queues);
+            }
+            if returns {
+                self.choice_over(cx);
+            }
         }
     }
 
@@ -412,6 +434,9 @@ impl Machine {
         if !matches!(cycle.step, Step::Opening { op: asked, .. } | Step::Held { op: asked, .. } if asked == op)
         {
             return;
+        }
+        if matches!(cycle.step, Step::Held { .. }) {
+            cycle.choice_until = None;
         }
         match result {
             // The one at hand, given for the next request.

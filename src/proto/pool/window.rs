@@ -73,6 +73,19 @@ impl Pool {
         if let Some(left) = left.filter(|_| !holds_one && !entry.machine.insists()) {
             return self.elsewhere(cx, asker, &opening.target, Some(left));
         }
+        let policy = entry.machine.registration().policy();
+        let trial = policy.timers.timer_f + policy.timers.connect_timeout;
+        // Who has another choice does not find out each by himself that this one is still down.
+        if !holds_one
+            && !entry.machine.insists()
+            && entry.machine.has_another()
+            && !policy.dead_target_memory.is_zero()
+            && self
+                .health
+                .leaves_alone(&opening.target, asker.id, cx.now, trial)
+        {
+            return self.elsewhere(cx, asker, &opening.target, None);
+        }
         let window = self.windows.entry(address).or_insert_with(Window::new);
         if !holds_one && window.used >= window.limit {
             // One that asks again keeps its place.
