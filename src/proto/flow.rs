@@ -102,9 +102,9 @@ impl Failed {
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) key: FlowKey,
-    /// This one, while it is up
+    /// This one, while it is up; not this one, where it is to be fresh
     pub(crate) prefer: Option<FlowId>,
-    /// A new one, though one is up
+    /// A new one, though one is up; or another that was made since
     pub(crate) fresh: bool,
     /// How long making it may take
     pub(crate) within: Duration,
@@ -173,11 +173,17 @@ impl FlowTable {
             within,
             another_is_up,
         } = wish;
-        let known = prefer
-            .filter(|flow| self.flows.contains_key(flow))
-            .or_else(|| self.by_key.get(&key).copied())
-            // One that is being made is fresh: those whose requests died with a flow need one between them.
-            .filter(|flow| !fresh || self.opening.contains(flow));
+        let shared = self.by_key.get(&key).copied();
+        let known = if fresh {
+            // Those whose requests died with a flow need one between them: one that is being made is fresh, and any but
+            // the one that they leave.
+            let left = |flow: &FlowId| prefer.is_some_and(|left| left != *flow);
+            shared.filter(|flow| left(flow) || self.opening.contains(flow))
+        } else {
+            prefer
+                .filter(|flow| self.flows.contains_key(flow))
+                .or(shared)
+        };
         if let Some(id) = known
             && let Some(flow) = self.flows.get_mut(&id)
         {

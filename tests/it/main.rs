@@ -52,6 +52,7 @@ mod rules_peer;
 mod rules_reference;
 mod rules_refresh;
 mod rules_retry;
+mod rules_silence;
 mod rules_soak;
 mod rules_tickets;
 mod rules_tls;

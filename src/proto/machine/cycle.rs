@@ -57,6 +57,7 @@ impl Machine {
             security_only_verify: false,
             tokens_dropped: false,
             fresh_flow: false,
+            dead: None,
             guarded: Vec::new(),
             oversize: false,
             gruu: true,
@@ -70,6 +71,12 @@ impl Machine {
             answered: None,
         }));
         self.relocate(cx);
+        if let Some(seldom) = self.seldom.there()
+            && let Some(silent) = seldom.silent.take()
+            && let Plan::Cycle(cycle) = &mut self.plan
+        {
+            (cycle.fresh_flow, cycle.dead) = (true, Some(silent));
+        }
     }
 
     pub(super) fn relocate(&mut self, cx: &mut Out<'_>) {
@@ -82,7 +89,7 @@ impl Machine {
                 .unwrap_or_else(|| choice.server_uri())
                 .clone();
             cycle.flow = None;
-            cycle.fresh_flow = false;
+            (cycle.fresh_flow, cycle.dead) = (false, None);
             cycle.step = Step::Locating {
                 op,
                 until: cx.now + LOCATING,
@@ -194,7 +201,7 @@ impl Machine {
     }
 
     /// The choice that has its turn next: the bound one after a try of the first, the others in their order and around.
-    fn next_choice(&self) -> Option<u8> {
+    pub(super) fn next_choice(&self) -> Option<u8> {
         let Plan::Cycle(cycle) = &self.plan else {
             return None;
         };
@@ -321,11 +328,11 @@ impl Machine {
         let Some(target) = cycle.targets.get(cycle.next).cloned() else {
             return self.exhausted(cx);
         };
-        let prefer = self
-            .lease
-            .as_ref()
+        let bound = self.lease.as_ref();
+        let bound = bound
             .filter(|lease| lease.target == target)
             .and_then(|lease| lease.flow);
+        let prefer = cycle.dead.or(bound);
         cycle.flow = None;
         cycle.permitted = false;
         cycle.step = Step::Opening {
@@ -543,7 +550,7 @@ impl Machine {
         cycle.asked_by(retry_after);
         cycle.next += 1;
         cycle.at_target = 0;
-        cycle.fresh_flow = false;
+        (cycle.fresh_flow, cycle.dead) = (false, None);
         self.open(cx);
     }
 
@@ -752,7 +759,7 @@ impl Cycle {
         self.targets.extend(later);
         self.targets.truncate(room);
         self.at_target = 0;
-        self.fresh_flow = false;
+        (self.fresh_flow, self.dead) = (false, None);
         true
     }
 

@@ -253,9 +253,9 @@ pub enum Output {
         op: OpId,
         /// Where to
         target: Target,
-        /// The flow that registered; to be used while it is up
+        /// The flow that registered; to be used while it is up, or with `fresh` not to be used
         prefer: Option<FlowId>,
-        /// Whether a new flow must be made (a 430 said that the old one is dead)
+        /// Whether it must be a new flow (a 430 or silence says that the old one is dead), or another that was made since
         fresh: bool,
     },
     /// Ask the credential provider
@@ -404,6 +404,8 @@ struct Cycle {
     security_only_verify: bool,
     tokens_dropped: bool,
     fresh_flow: bool,
+    /// A connection that was silent, where the fresh one is to be another
+    dead: Option<FlowId>,
     /// Credentials that the guard let through in this cycle, not proved yet (D6)
     guarded: Vec<Guarded>,
     /// Whether it was told that a request is oversize (D23)
@@ -516,6 +518,8 @@ struct Seldom {
     transcript: Option<Box<Transcript>>,
     /// When a request went out last, where the policy has a ceiling (D16)
     sent_at: Option<Instant>,
+    /// A connection on which nobody answered: the next attempt takes another
+    silent: Option<FlowId>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     without_outbound: bool,
     /// Another flow of the same registration is up
@@ -547,6 +551,7 @@ static NOTHING: Seldom = Seldom {
     learnt_from: 0,
     choice: 0,
     fell_back: None,
+    silent: None,
     without_outbound: false,
     others_hold: false,
     bearings: None,
@@ -569,6 +574,7 @@ impl Seldom {
             learnt_from,
             choice,
             fell_back,
+            silent,
             without_outbound,
             others_hold,
             bearings,
@@ -583,6 +589,7 @@ impl Seldom {
             && security_server.is_empty()
             && (*learnt_from, *choice) == (0, 0)
             && fell_back.is_none()
+            && silent.is_none()
             && !without_outbound
             && !others_hold
             && bearings.is_none()

@@ -79,16 +79,39 @@ impl Machine {
                             let exchange = self.exchange(None);
                             self.fail(cx, Failure::Timeout, None, exchange);
                         }
-                        Due::TimedOut => {
-                            self.found_silent(cx);
-                            let exchange = self.exchange(None);
-                            self.next_target(cx, Failure::Timeout, None, exchange);
-                        }
+                        Due::TimedOut => self.unanswered(cx),
                     },
                     _ => {}
                 }
             }
         }
+    }
+
+    /// Nobody answered at all.
+    ///
+    /// A connection may be dead without a word: a firewall that forgot it, a peer that lost its frame. So its silence is
+    /// not the target's while another connection has not been tried: at once where nothing else is left to try in this
+    /// attempt and we are bound by it, otherwise with the next attempt.
+    fn unanswered(&mut self, cx: &mut Out<'_>) {
+        let nothing_else = self.next_choice().is_none();
+        let bound = self.lease.as_ref().and_then(|lease| lease.flow);
+        if let Plan::Cycle(cycle) = &mut self.plan
+            && let Some((flow, info)) = &cycle.flow
+            && info.protocol().is_reliable()
+        {
+            let flow = *flow;
+            let last = nothing_else && !cycle.returns && cycle.next + 1 >= cycle.targets.len();
+            if last && bound == Some(flow) && !cycle.fresh_flow {
+                (cycle.fresh_flow, cycle.dead) = (true, Some(flow));
+                return self.open(cx);
+            }
+            if cycle.purpose == Purpose::Register {
+                self.seldom.change().silent = Some(flow);
+            }
+        }
+        self.found_silent(cx);
+        let exchange = self.exchange(None);
+        self.next_target(cx, Failure::Timeout, None, exchange);
     }
 
     pub(super) fn expire(&mut self, cx: &mut Out<'_>) {
