@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::{ASTERISK, BOTH, PERSISTENT, Row, TLS};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -27,6 +28,10 @@ const WATCHED: Duration = Duration::from_secs(58);
 const A_MINUTE: usize = 12;
 /// REGISTERs in one cycle, at most
 const A_CYCLE: i64 = 6;
+/// How long a removal may take
+const REMOVAL: Duration = Duration::from_secs(8);
+/// Tables that run at once: hundreds of registrations each, and one process of Python that answers them
+static ROOM: Semaphore = Semaphore::const_new(2);
 /// How far the time that was told may be from the one that came
 const PRECISE: Duration = Duration::from_secs(2);
 
@@ -155,7 +160,7 @@ async fn watch(misreg: Arc<Misreg>, row: Row, transport: &'static str, policy: P
         }
     }
     let (status, at) = (phone.at_rest().await, now());
-    phone.agent.shutdown(Duration::from_secs(2)).await;
+    phone.agent.shutdown(REMOVAL).await;
     Seen {
         row,
         transport,
@@ -283,6 +288,7 @@ fn fail_if(wrong: &[String]) {
 
 /// Runs all rows at once, and lists what differs from the table.
 async fn check(name: &str, rows: Vec<Row>, policy: Policy) {
+    let _room = ROOM.acquire().await.expect("it is never closed");
     let misreg = Arc::new(Misreg::start(name));
     let mut running = JoinSet::new();
     for row in rows {
@@ -394,10 +400,12 @@ async fn each_mode_under_asterisk_over_tls() {
 fn in_seconds() -> Policy {
     let mut policy = Policy::persistent();
     let second = Duration::from_secs(1);
-    policy.retry.retry_interval = second;
+    policy.retry.retry_interval = second * 2;
     policy.retry.forbidden_retry_interval = second;
     policy.retry.fatal_retry_interval = second;
     policy.retry.backoff_max = None;
+    // RFC 5626 §4.5 has half a minute and more, where nobody listens for a moment.
+    policy.flow_recovery = false;
     policy.retry.retry_after_max = second;
     policy.timers.t1 = Duration::from_millis(100);
     policy.timers.t2 = Duration::from_millis(400);
@@ -408,15 +416,15 @@ fn in_seconds() -> Policy {
 /// How long the fault lasts: some attempts
 const BROKEN: Duration = Duration::from_secs(5);
 /// Within this it is back: its interval, timer F, a connection that has to be made, and the wait after flaps (D2)
-const BACK: Duration = Duration::from_secs(20);
+const BACK: Duration = Duration::from_secs(30);
 
 /// Watches one registration through the fault and after it; says what is wrong.
 async fn recover(
     mut phone: Phone,
     mode: &'static str,
     transport: &'static str,
-    mended: Arc<tokio::sync::OnceCell<Misreg>>,
-    fault_ended: Arc<tokio::sync::Notify>,
+    mended: Arc<OnceCell<Misreg>>,
+    fault_ended: Arc<Notify>,
 ) -> Option<String> {
     fault_ended.notified().await;
     let title = format!("{mode} over {transport}");
@@ -453,7 +461,7 @@ async fn recover(
     {
         told.push(event.to_string());
     }
-    phone.agent.shutdown(Duration::from_secs(2)).await;
+    phone.agent.shutdown(REMOVAL).await;
     (!back).then(|| format!("{title}: {seen}; {told:#?}"))
 }
 
@@ -462,11 +470,12 @@ async fn recover(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs python3; .ci/run runs it"]
 async fn each_failure_ends_with_its_cause() {
+    let _room = ROOM.acquire().await.expect("it is never closed");
     let misreg = Misreg::start("recovery");
-    let (mended, ended) = (Arc::default(), Arc::new(tokio::sync::Notify::new()));
+    let (mended, ended) = (Arc::default(), Arc::new(Notify::new()));
     let mut running = JoinSet::new();
     let mut phones = 0;
-    for row in PERSISTENT {
+    for row in PERSISTENT.iter().filter(|row| row.is_a_failure()) {
         let tls: &[&'static str] = if row.over.contains(&"tcp") { TLS } else { &[] };
         for transport in row.over.iter().chain(tls) {
             let phone = Phone::new(&misreg, row.mode, transport, in_seconds()).await;
@@ -480,6 +489,6 @@ async fn each_failure_ends_with_its_cause() {
     assert!(mended.set(again).is_ok(), "it is set once");
     ended.notify_waiters();
     let wrong: Vec<String> = running.join_all().await.into_iter().flatten().collect();
-    assert!(phones > 400, "{phones} registrations");
+    assert!(phones > 120, "{phones} registrations");
     fail_if(&wrong);
 }

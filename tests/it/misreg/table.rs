@@ -18,6 +18,13 @@ pub(super) struct Row {
     pub(super) note: &'static str,
 }
 
+impl Row {
+    /// Whether the fault keeps a registration from being bound, or bound for good
+    pub(super) fn is_a_failure(&self) -> bool {
+        self.outcome.starts_with("unbound") || *self.requests.end() > 3
+    }
+}
+
 const fn row(
     mode: &'static str,
     over: &'static [&'static str],
