@@ -151,7 +151,7 @@ fn f01_no_way_out_of_a_request_leaves_neither_a_timer_nor_a_report() {
         sim.all_sent();
         sim.resolve("example.com", Ok(vec![IpAddr::from([192, 0, 2, 9])]));
         let again = next(&mut sim);
-        sim.reply(&again, Reply::granted(600));
+        sim.reply(&again, Reply::granted(3600));
         assert!(sim.status().is_registered(), "{name}");
 
         // The same under a refresh: the lease stays, and so does a plan.
@@ -159,7 +159,8 @@ fn f01_no_way_out_of_a_request_leaves_neither_a_timer_nor_a_report() {
         let refresh = next(&mut sim);
         match name {
             "a refusal" => sim.reply(&refresh, Reply::status(500)),
-            _ => sim.advance(secs(33)),
+            // And once more over another connection.
+            _ => sim.advance(secs(65)),
         }
         assert_matches!(
             &sim.events()[..],
