@@ -6,7 +6,7 @@ use super::server_wire::{
 };
 use crate::Protocol;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -31,8 +31,11 @@ pub struct TestServer {
     pongs: bool,
     stun: Option<StunAnswer>,
     keep_alives: Vec<(Duration, SocketAddr)>,
+    silent: bool,
     faults: VecDeque<Fault>,
-    nonces: BTreeMap<u64, Nonce>,
+    standing: HashMap<String, Fault>,
+    nonces: HashMap<String, Nonce>,
+    nonces_by_age: VecDeque<String>,
     counter: u64,
     aors: HashMap<String, Vec<ServerBinding>>,
     answered: HashMap<String, Answered>,
@@ -88,6 +91,16 @@ impl Fault {
             *after_auth = true;
         }
         self
+    }
+
+    const fn is_after_auth(&self) -> bool {
+        matches!(
+            self,
+            Self::Respond {
+                after_auth: true,
+                ..
+            }
+        )
     }
 }
 
@@ -148,11 +161,14 @@ pub struct LoggedRequest {
     pub message: Bytes,
     /// Whether it came before and was answered, so that the same response goes out again
     pub retransmission: bool,
+    /// The status code of its response, sent or still delayed; none where there is none
+    pub answer: Option<u16>,
 }
 
 #[derive(Debug)]
 struct Answered {
     at: Duration,
+    code: u16,
     reply: ServerReply,
 }
 
@@ -189,8 +205,11 @@ impl TestServer {
             pongs: true,
             stun: Some(StunAnswer::Source),
             keep_alives: Vec::new(),
+            silent: false,
             faults: VecDeque::new(),
-            nonces: BTreeMap::new(),
+            standing: HashMap::new(),
+            nonces: HashMap::new(),
+            nonces_by_age: VecDeque::new(),
             counter: 0,
             aors: HashMap::new(),
             answered: HashMap::new(),
@@ -309,6 +328,9 @@ impl TestServer {
     ) -> Option<Bytes> {
         self.advance_to(now);
         self.keep_alives.push((self.now, source));
+        if self.silent {
+            return None;
+        }
         match message {
             b"\r\n\r\n" if protocol.is_reliable() => {
                 self.pongs.then(|| Bytes::from_static(b"\r\n"))
@@ -325,6 +347,22 @@ impl TestServer {
     /// Puts a fault at the end of the queue.
     pub fn fault(&mut self, fault: Fault) {
         self.faults.push_back(fault);
+    }
+
+    /// Sets what goes wrong with every request for the address of record of a user, beside the queue, which is served
+    /// first; default nothing. A [`Fault::Drop`] drops them all, whatever its number.
+    pub fn set_user_fault(&mut self, name: &str, fault: Option<Fault>) {
+        match fault {
+            Some(fault) => drop(self.standing.insert(name.to_owned(), fault)),
+            None => drop(self.standing.remove(name)),
+        }
+    }
+
+    /// Sets whether requests and keep-alives get no answer at all, as from a host that is down; default `false`.
+    ///
+    /// Nothing else is lost by it: bindings last until they expire, connections stay.
+    pub const fn set_silent(&mut self, silent: bool) {
+        self.silent = silent;
     }
 
     /// The bindings of an address of record (`sip:alice@example.com`) that have not expired at the last request.
@@ -352,6 +390,11 @@ impl TestServer {
         &self.log
     }
 
+    /// The requests since the last call, which are forgotten: what watches for long keeps the log short by it.
+    pub fn take_requests(&mut self) -> Vec<LoggedRequest> {
+        std::mem::take(&mut self.log)
+    }
+
     /// Moves the clock, so that bindings expire; `now` counts from any one point, the same for all calls.
     pub fn advance_to(&mut self, now: Duration) {
         self.now = self.now.max(now);
@@ -377,88 +420,112 @@ impl TestServer {
         let key = format!("{} {} {protocol}", request.method, via.key());
         self.answered
             .retain(|_, answered| now < answered.at + answered.reply.after + TRANSACTION);
-        let earlier = self.answered.get(&key);
-        self.log.push(LoggedRequest {
+        let mut logged = LoggedRequest {
             at: now,
             source,
             protocol,
             message,
-            retransmission: earlier.is_some(),
-        });
-        if let Some(Answered { at, reply }) = earlier {
+            retransmission: false,
+            answer: None,
+        };
+        if let Some(earlier) = self.answered.get(&key) {
+            logged.retransmission = true;
             // Before its response is due, a retransmission is absorbed (RFC 3261 §17.2.2).
-            let due = now >= *at + reply.after;
-            return due
-                .then(|| ServerReply {
+            let again = (now >= earlier.at + earlier.reply.after && !self.silent).then(|| {
+                logged.answer = Some(earlier.code);
+                ServerReply {
                     after: Duration::ZERO,
                     close: false,
-                    ..reply.clone()
-                })
-                .into_iter()
-                .collect();
+                    ..earlier.reply.clone()
+                }
+            });
+            self.log.push(logged);
+            return again.into_iter().collect();
         }
-        if request.method == "ACK" {
-            return Vec::new();
+        let answered = if self.silent || request.method == "ACK" {
+            None
+        } else {
+            self.respond_to(&request, &via, source, protocol)
+        };
+        logged.answer = answered.as_ref().map(|answered| answered.code);
+        self.log.push(logged);
+        let reply = answered.as_ref().map(|answered| answered.reply.clone());
+        if let Some(answered) = answered {
+            self.answered.insert(key, answered);
         }
+        reply.into_iter().collect()
+    }
 
+    /// The response to a request that did not come before, unless a fault drops it.
+    fn respond_to(
+        &mut self,
+        request: &Request,
+        via: &Via,
+        source: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<Answered> {
         let (mut after, mut close) = (Duration::ZERO, false);
         let mut answer = None;
-        match self.faults.front_mut() {
-            Some(Fault::Drop(left)) => {
-                *left = left.saturating_sub(1);
-                if *left == 0 {
-                    self.faults.pop_front();
-                }
-                return Vec::new();
-            }
-            Some(Fault::Delay(by)) => {
-                after = *by;
-                self.faults.pop_front();
-            }
-            Some(Fault::Close) => {
-                close = true;
-                self.faults.pop_front();
-            }
-            Some(Fault::Respond {
-                after_auth: false, ..
-            }) => answer = self.scripted(),
-            Some(Fault::Respond {
-                after_auth: true, ..
-            })
-            | None => {}
+        match self.fault_before_auth(request) {
+            Some(Fault::Drop(_)) => return None,
+            Some(Fault::Delay(by)) => after = by,
+            Some(Fault::Close) => close = true,
+            Some(Fault::Respond { code, headers, .. }) => answer = Some((code, headers)),
+            None => {}
         }
         let (code, headers) = answer.unwrap_or_else(|| {
-            self.answer(&request, source, protocol)
+            self.answer(request, source, protocol)
                 .unwrap_or_else(|refusal| refusal)
         });
         self.counter += 1;
         let tag = format!("ts{}", self.counter);
-        let message = respond(&request, source, code, &tag, &headers, self.keep);
-        let reply = ServerReply {
-            after,
-            to: via.answer_to(source),
-            message,
-            close,
-        };
-        self.answered.insert(
-            key,
-            Answered {
-                at: now,
-                reply: reply.clone(),
+        let message = respond(request, source, code, &tag, &headers, self.keep);
+        Some(Answered {
+            at: self.now,
+            code,
+            reply: ServerReply {
+                after,
+                to: via.answer_to(source),
+                message,
+                close,
             },
-        );
-        vec![reply]
+        })
     }
 
-    /// Takes the response of a fault that is first in the queue.
-    fn scripted(&mut self) -> Option<Answer> {
-        match self.faults.pop_front()? {
-            Fault::Respond { code, headers, .. } => Some((code, headers)),
-            other => {
-                self.faults.push_front(other);
-                None
+    /// What goes wrong with a request before anything of it is checked: what is first in the queue, else what stands for
+    /// its user.
+    fn fault_before_auth(&mut self, request: &Request) -> Option<Fault> {
+        match self.faults.front_mut() {
+            Some(Fault::Drop(left @ 2..)) => {
+                *left -= 1;
+                Some(Fault::Drop(*left))
             }
+            Some(Fault::Respond {
+                after_auth: true, ..
+            }) => None,
+            Some(_) => self.faults.pop_front(),
+            None => self
+                .user_fault(request)
+                .filter(|fault| !fault.is_after_auth()),
         }
+    }
+
+    /// The response of a fault to a request with good credentials.
+    fn fault_after_auth(&mut self, request: &Request) -> Option<Answer> {
+        let fault = match self.faults.front() {
+            Some(Fault::Respond { .. }) => self.faults.pop_front(),
+            Some(_) => None,
+            None => self.user_fault(request).filter(Fault::is_after_auth),
+        };
+        match fault? {
+            Fault::Respond { code, headers, .. } => Some((code, headers)),
+            Fault::Drop(_) | Fault::Delay(_) | Fault::Close => None,
+        }
+    }
+
+    fn user_fault(&self, request: &Request) -> Option<Fault> {
+        let (to, _) = address(request.header("To")?)?;
+        self.standing.get(&user(&to)?).cloned()
     }
 
     /// The order of RFC 3261 §8.2 and §10.3: method, extensions, who, what, then the bindings.
@@ -490,9 +557,7 @@ impl TestServer {
                 return Err((403, Vec::new()));
             }
         }
-        if let Some(Fault::Respond { .. }) = self.faults.front()
-            && let Some(answer) = self.scripted()
-        {
+        if let Some(answer) = self.fault_after_auth(request) {
             return Err(answer);
         }
         self.update(update, request)
@@ -549,11 +614,7 @@ impl TestServer {
         }
         // The password is right. What is wrong with the nonce from here on is stale (RFC 7616 §3.3): unknown, used
         // up, or its count repeated.
-        let known = self
-            .nonces
-            .iter_mut()
-            .find(|(number, _)| nonce_text(**number) == nonce);
-        let Some((_, known)) = known else {
+        let Some(known) = self.nonces.get_mut(nonce) else {
             return Some(Check::Stale);
         };
         if known.uses >= self.nonce_uses || count <= known.last_count {
@@ -567,15 +628,17 @@ impl TestServer {
     /// A challenge an algorithm, all with one new nonce (RFC 8760 §2.3).
     fn challenge(&mut self, stale: bool) -> Answer {
         self.counter += 1;
-        let number = self.counter;
-        self.nonces.insert(number, Nonce::default());
-        while self.nonces.len() > MOST_NONCES {
-            self.nonces.pop_first();
-        }
         let (realm, nonce) = (
             self.realm.replace('\\', r"\\").replace('"', "\\\""),
-            nonce_text(number),
+            nonce_text(self.counter),
         );
+        self.nonces.insert(nonce.clone(), Nonce::default());
+        self.nonces_by_age.push_back(nonce.clone());
+        if self.nonces_by_age.len() > MOST_NONCES
+            && let Some(oldest) = self.nonces_by_age.pop_front()
+        {
+            self.nonces.remove(&oldest);
+        }
         let stale = if stale { ", stale=true" } else { "" };
         let challenge = |algorithm: &ServerAlgorithm| {
             let token = algorithm.token();
@@ -785,7 +848,7 @@ const DEFAULT_EXPIRES: Duration = Duration::from_secs(3600);
 /// How long a response is kept for retransmissions: timer J (RFC 3261 §17.2.2)
 const TRANSACTION: Duration = Duration::from_secs(32);
 /// Nonces kept; older ones are stale
-const MOST_NONCES: usize = 1024;
+const MOST_NONCES: usize = 16_384;
 /// What a client has to send back as it is (RFC 7616 §3.4)
 const OPAQUE: &str = "testserver";
 
@@ -1046,6 +1109,70 @@ mod tests {
             client.code(&credentials(ServerAlgorithm::Md5, &challenge, "secret", 2)),
             "200"
         );
+    }
+
+    #[test]
+    fn what_stands_for_a_user_goes_wrong_until_it_is_taken_away_and_the_queue_comes_first() {
+        let mut client = Client::open(TestServer::new());
+        client
+            .server
+            .set_user_fault("alice", Some(Fault::respond(403)));
+        client.server.set_user_fault("bob", Some(Fault::Drop(1)));
+        client.server.fault(Fault::respond(500));
+        assert_eq!(client.code(CONTACT), "500");
+        assert_eq!(
+            (client.code(CONTACT), client.code(CONTACT)),
+            ("403".to_owned(), "403".to_owned())
+        );
+        client.server.set_user_fault("alice", Some(Fault::Drop(1)));
+        assert_eq!(
+            (client.sends(CONTACT), client.sends(CONTACT)),
+            (String::new(), String::new())
+        );
+        client.server.set_user_fault("alice", None);
+        assert_eq!(client.code(CONTACT), "200");
+        let answers = client.server.take_requests();
+        let answers: Vec<_> = answers.iter().map(|logged| logged.answer).collect();
+        assert_eq!(
+            answers,
+            [Some(500), Some(403), Some(403), None, None, Some(200)]
+        );
+        assert_eq!(client.server.requests(), []);
+    }
+
+    #[test]
+    fn a_fault_of_a_user_after_authentication_waits_for_it() {
+        let mut client = Client::of(TestServer::new().user("alice", "secret"));
+        let fault = Fault::respond(503).after_auth();
+        client.server.set_user_fault("alice", Some(fault));
+        for _ in 0..2 {
+            let challenge = client.sends(CONTACT);
+            assert!(challenge.starts_with("SIP/2.0 401 "));
+            assert_eq!(
+                client.code(&credentials(ServerAlgorithm::Md5, &challenge, "secret", 1)),
+                "503"
+            );
+        }
+    }
+
+    #[test]
+    fn a_silent_server_answers_nothing_and_forgets_nothing() {
+        let mut client = Client::open(TestServer::new());
+        client.sends(CONTACT);
+        client.server.set_silent(true);
+        assert_eq!(client.replies(1, CONTACT), []);
+        assert_eq!(client.sends(CONTACT), "");
+        let source = "192.0.2.1:4000".parse().unwrap();
+        let ping = |server: &mut TestServer| {
+            server.keep_alive(secs(0), source, Protocol::Tcp, b"\r\n\r\n")
+        };
+        assert_eq!(ping(&mut client.server), None);
+        let answers = client.server.requests().iter().map(|logged| logged.answer);
+        assert_eq!(answers.collect::<Vec<_>>(), [Some(200), None, None]);
+        client.server.set_silent(false);
+        assert!(ping(&mut client.server).is_some());
+        assert_eq!(client.contacts().len(), 1);
+        assert_eq!(client.code(CONTACT), "200");
     }
 
     #[test]

@@ -80,6 +80,22 @@ impl RunningServer {
         self.shared.server().fault(fault);
     }
 
+    /// Sets what goes wrong with every request of a user from now on, see [`TestServer::set_user_fault`].
+    pub fn set_user_fault(&self, name: &str, fault: Option<Fault>) {
+        self.shared.server().set_user_fault(name, fault);
+    }
+
+    /// Sets whether nothing is answered from now on, see [`TestServer::set_silent`].
+    pub fn set_silent(&self, silent: bool) {
+        self.shared.server().set_silent(silent);
+    }
+
+    /// The requests since the last call, which are forgotten.
+    #[must_use]
+    pub fn take_requests(&self) -> Vec<LoggedRequest> {
+        self.shared.server().take_requests()
+    }
+
     /// The keep-alives that came so far, CRLF and STUN, from where.
     #[must_use]
     pub fn keep_alives(&self) -> Vec<SocketAddr> {
