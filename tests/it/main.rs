@@ -64,5 +64,7 @@ mod sipp;
 #[cfg(feature = "tls")]
 mod tls;
 mod torture;
+#[cfg(all(unix, feature = "tokio"))]
+mod trunks_example;
 #[cfg(feature = "ws")]
 mod ws;
