@@ -45,6 +45,7 @@ mod rules_flow;
 mod rules_host;
 mod rules_identity;
 mod rules_locate;
+mod rules_neighbours;
 mod rules_outbound;
 mod rules_oversize;
 mod rules_pace;

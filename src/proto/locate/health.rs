@@ -6,8 +6,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Registrations per target whose silence alone does not count
-const DOUBTED: usize = 16;
+/// Registrations per target whose word alone does not count: the target answers others
+const DOUBTED: usize = 256;
+/// A target that has answered somebody within this time is believed to be overloaded when it has sent away so many in a row
+const SERVES: Duration = Duration::from_secs(60);
+const IN_A_ROW: usize = 3;
 /// How long a target is not used by one whom it does not answer while it answers others
 const SHUNNED: Duration = Duration::from_secs(600);
 /// Targets that are remembered, before those go of which there is nothing new
@@ -86,12 +89,16 @@ enum Standing {
 struct State {
     /// It asked to be left alone until then
     asked: Option<Instant>,
+    /// Whom it has sent away since it answered anybody, as far as they count
+    sent_away: Vec<RegistrationId>,
+    /// When it last answered anybody, since there is something to know of it
+    answered_at: Option<Instant>,
     dead: Option<Dead>,
     /// Who tries it, and until when no other does
     trial: Option<(RegistrationId, Instant)>,
     /// When it was last seen to fail, or to recover
     changed: Instant,
-    /// Whom it did not answer while it answered others, and until when they do not use it
+    /// Whom it did not answer, or sent away, while it answered others, and until when they do not use it
     doubted: Vec<(RegistrationId, Instant)>,
 }
 
@@ -143,8 +150,9 @@ impl Health {
                 state.changed = now;
                 state.trial = None;
                 let asked = retry_after.filter(|asked| !asked.is_zero());
-                state.asked = asked.map(|asked| now + asked).or(state.asked);
-                asked.is_some()
+                let believed = asked.filter(|_| state.is_sent_away(by, now));
+                state.asked = believed.map(|asked| now + asked).or(state.asked);
+                believed.is_some()
             }
             _ if report.memory.0.is_zero() => false,
             TargetOutcome::Unreachable => self.state(key, now).dies(report),
@@ -172,8 +180,12 @@ impl Health {
             state.changed = now;
         }
         state.trial = None;
-        if let Some(dead) = dead.filter(|dead| dead.by != by) {
-            state.doubt(dead.by, now);
+        state.answered_at = Some(now);
+        let sent_away = std::mem::take(&mut state.sent_away);
+        let sent_away = sent_away.into_iter().filter(|_| asked.is_some());
+        let refuted = dead.map(|dead| dead.by).into_iter().chain(sent_away);
+        for refuted in refuted.filter(|one| *one != by) {
+            state.doubt(refuted, now);
         }
         if state.is_old(now) {
             self.targets.remove(&key);
@@ -190,11 +202,19 @@ impl Health {
         }
         self.targets.entry(key).or_insert(State {
             asked: None,
+            sent_away: Vec::new(),
+            answered_at: None,
             dead: None,
             trial: None,
             changed: now,
             doubted: Vec::new(),
         })
+    }
+
+    /// Whether what the target does to this one says nothing of how it is: it answered others meanwhile.
+    pub(crate) fn doubts(&self, target: &Target, by: RegistrationId) -> bool {
+        let state = self.targets.get(&key(target));
+        state.is_some_and(|state| state.doubts(by))
     }
 
     /// How much longer the target asked to be left alone (RFC 3261 §21.5.4).
@@ -380,6 +400,20 @@ impl State {
         self.trial = None;
         self.changed = report.now;
         true
+    }
+
+    /// Whether a 503 to this one means that all are to stay away (D11)
+    ///
+    /// One account that is sent away while others are answered must not keep these away: it waits by itself.
+    fn is_sent_away(&mut self, by: RegistrationId, now: Instant) -> bool {
+        if self.doubts(by) {
+            return false;
+        }
+        if self.sent_away.len() < DOUBTED && !self.sent_away.contains(&by) {
+            self.sent_away.push(by);
+        }
+        let serves = |at: Instant| now.saturating_duration_since(at) < SERVES;
+        !self.answered_at.is_some_and(serves) || self.sent_away.len() >= IN_A_ROW
     }
 
     fn doubts(&self, id: RegistrationId) -> bool {

@@ -174,8 +174,11 @@ impl Machine {
                 self.retries += u32::from(counted);
                 // A registrar that says "in a second" for ever is asked less and less often, up to a minute.
                 let its_word = retry_after.is_some_and(|seconds| seconds > 0);
+                // Where nothing was sent, because others have been sent away, nobody has said anything to this one.
+                let unasked = matches!(failure, Failure::Flow(FlowError::TargetDown { .. }));
                 let uncounted = match counted && !its_word {
                     true => 0,
+                    false if unasked => self.seldom.uncounted,
                     false => self.seldom.uncounted.saturating_add(1),
                 };
                 if uncounted != self.seldom.uncounted {

@@ -31,7 +31,7 @@ use crate::{
     ResolveError, Response, Secret, SipUri, Transcript,
 };
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,6 +147,8 @@ pub struct Pool {
     flows: FlowTable,
     targets: Targets,
     windows: HashMap<SocketAddr, Window>,
+    /// Targets where somebody waits for a place, and when each is looked after
+    crowded: BTreeMap<SocketAddr, Instant>,
     /// Targets with a place that became free; the first of them is being served
     freed: VecDeque<SocketAddr>,
     /// The ceiling of REGISTERs a second, where one is set
@@ -217,6 +219,7 @@ impl Pool {
             health: Health::default(),
             targets: Targets::default(),
             windows: HashMap::new(),
+            crowded: BTreeMap::new(),
             freed: VecDeque::new(),
             pace: None,
             guard: Guard::default(),
@@ -592,6 +595,7 @@ impl Pool {
             .into_iter()
             .chain(self.flows.deadline())
             .chain(pace)
+            .chain(self.crowded.values().copied())
             .min()
     }
 
@@ -599,7 +603,7 @@ impl Pool {
     pub fn timeout(&mut self, cx: &mut Out<'_>, most: usize) -> bool {
         for _ in 0..most {
             // Flows first: there are few, and whoever rides on one that has failed is to know.
-            if self.serve_flow(cx) || self.serve_pace(cx) {
+            if self.serve_flow(cx) || self.serve_pace(cx) || self.serve_crowd(cx) {
                 continue;
             }
             let Some((at, index)) = self
@@ -744,7 +748,7 @@ impl Pool {
             }
         }
         if let Some(target) = left {
-            self.release(cx, target.address());
+            self.release(cx, id, target.address());
         }
     }
 
@@ -773,7 +777,7 @@ impl Pool {
             self.leave(cx, flow, user(registration, id));
         }
         if let Some(target) = entry.window {
-            self.release(cx, target.address());
+            self.release(cx, id, target.address());
         }
     }
 

@@ -185,8 +185,9 @@ impl Pool {
         };
         let policy = entry.machine.registration().policy();
         let memory = (policy.dead_target_memory, policy.dead_target_memory_max);
+        let doubted = self.health.doubts(target, by);
         let window = self.windows.get_mut(&target.address());
-        let answered_at = window.and_then(|window| window.judge(now, outcome));
+        let answered_at = window.and_then(|window| window.judge(now, by, doubted, outcome));
         let report = Report {
             by,
             now,

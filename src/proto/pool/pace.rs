@@ -121,6 +121,12 @@ impl Pace {
         self.waiting.insert(id, Waits { parked, ..waits });
     }
 
+    pub(super) fn has_parked(&self, address: SocketAddr) -> bool {
+        self.parked
+            .get(&address)
+            .is_some_and(|parked| !parked.is_empty())
+    }
+
     /// There are so many places in the window of a target: the first of each rank are back among those who wait for turns.
     pub(super) fn unpark(&mut self, address: SocketAddr, places: u32) {
         let Some(parked) = self.parked.get(&address) else {
@@ -304,9 +310,10 @@ impl Pool {
             return false;
         };
         if let Turn::Open(_, opening) = &waits.turn
-            && self.is_full(id, &opening.target)
+            && self.is_full(cx.now, id, &opening.target)
         {
             let address = opening.target.address();
+            self.crowd(cx.now, address);
             if let Some(pace) = &mut self.pace {
                 pace.park(id, waits, address);
             }

@@ -6,13 +6,18 @@ use super::*;
 const WINDOW: u32 = 64;
 /// The window never shrinks below this
 const LEAST_WINDOW: u32 = 4;
+/// An answer that is not there after this long takes its time, or never comes: meanwhile another one may ask
+const OVERDUE: Duration = Duration::from_secs(4);
 /// Losses within this time are one loss: those of a burst are found out together
 const ONE_LOSS: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Window {
     limit: u32,
-    used: u32,
+    /// Who has a place, and since when
+    places: Vec<(RegistrationId, Instant)>,
+    /// Whether one more has a place than there are: nobody has been answered for a while
+    probes: bool,
     pub(super) queue: VecDeque<(Asker, Opening)>,
     /// When the target last answered anybody
     answered_at: Option<Instant>,
@@ -23,27 +28,54 @@ impl Window {
     const fn new() -> Self {
         Self {
             limit: WINDOW,
-            used: 0,
+            places: Vec::new(),
+            probes: false,
             queue: VecDeque::new(),
             answered_at: None,
             lost_at: None,
         }
     }
 
-    /// One more for each answer, half as many for a 503 or a loss; when the target answered before is given back.
-    pub(super) fn judge(&mut self, now: Instant, outcome: TargetOutcome) -> Option<Instant> {
+    /// How many places are taken: one whose answer is overdue while the target answers others waits for nothing that the
+    /// others would have to wait for too.
+    fn used(&self, now: Instant) -> u32 {
+        let counts = self.places.iter().filter(|place| !self.is_left(place, now));
+        counts.count().try_into().unwrap_or(u32::MAX)
+    }
+
+    fn is_left(&self, (_, since): &(RegistrationId, Instant), now: Instant) -> bool {
+        now >= *since + OVERDUE && self.answered_at.is_some_and(|at| at > *since)
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        !self.probes && self.used(now) >= self.limit
+    }
+
+    /// One more for each answer, half as many for a 503 or a loss, but for one whose word is doubted; when the target
+    /// answered before is given back.
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        by: RegistrationId,
+        doubted: bool,
+        outcome: TargetOutcome,
+    ) -> Option<Instant> {
         let before = self.answered_at;
         match outcome {
             TargetOutcome::Answered => {
                 self.limit = (self.limit + 1).min(WINDOW);
                 self.answered_at = Some(now);
             }
+            TargetOutcome::Unavailable { .. } if doubted => self.answered_at = Some(now),
             TargetOutcome::Unavailable { .. } => {
                 self.limit = (self.limit / 2).max(LEAST_WINDOW);
                 self.answered_at = Some(now);
             }
             TargetOutcome::Late | TargetOutcome::Silent { .. } => {
-                if self.lost_at.is_none_or(|at| now >= at + ONE_LOSS) {
+                // Who is not answered while others are is ignored, not lost on the way.
+                let place = self.places.iter().find(|(holder, _)| *holder == by);
+                let left = place.is_some_and(|place| self.is_left(place, now));
+                if !left && !doubted && self.lost_at.is_none_or(|at| now >= at + ONE_LOSS) {
                     self.limit = (self.limit / 2).max(LEAST_WINDOW);
                     self.lost_at = Some(now);
                 }
@@ -87,7 +119,7 @@ impl Pool {
             return self.elsewhere(cx, asker, &opening.target, None);
         }
         let window = self.windows.entry(address).or_insert_with(Window::new);
-        if !holds_one && window.used >= window.limit {
+        if !holds_one && window.is_full(cx.now) {
             // One that asks again keeps its place.
             match window
                 .queue
@@ -97,10 +129,12 @@ impl Pool {
                 Some(place) => *place = (asker, opening),
                 None => window.queue.push_back((asker, opening)),
             }
+            self.crowd(cx.now, address);
             return self.feed(cx, asker.id, Input::Held(asker.op));
         }
         if !holds_one {
-            window.used += 1;
+            window.probes = false;
+            window.places.push((asker.id, cx.now));
             if let Some(entry) = self.entry_mut(asker.id) {
                 entry.window = Some(opening.target.clone());
             }
@@ -109,27 +143,36 @@ impl Pool {
     }
 
     /// Whether there is no place for one that does not have it yet.
-    pub(super) fn is_full(&self, id: RegistrationId, target: &Target) -> bool {
+    pub(super) fn is_full(&self, now: Instant, id: RegistrationId, target: &Target) -> bool {
         let address = target.address();
         let place = self.entry(id).and_then(|entry| entry.window.as_ref());
         place.map(Target::address) != Some(address)
             && self
                 .windows
                 .get(&address)
-                .is_some_and(|window| window.used >= window.limit)
+                .is_some_and(|window| window.is_full(now))
     }
 
     /// A place in a target's window is free: those who wait move up.
-    pub(super) fn release(&mut self, cx: &mut Out<'_>, address: SocketAddr) {
+    pub(super) fn release(&mut self, cx: &mut Out<'_>, id: RegistrationId, address: SocketAddr) {
         let Some(window) = self.windows.get_mut(&address) else {
             return;
         };
-        window.used = window.used.saturating_sub(1);
+        window.places.retain(|(holder, _)| *holder != id);
+        self.move_up(cx, address);
+    }
+
+    fn move_up(&mut self, cx: &mut Out<'_>, address: SocketAddr) {
+        let Some(window) = self.windows.get_mut(&address) else {
+            return;
+        };
         if let Some(pace) = &mut self.pace {
-            pace.unpark(address, window.limit.saturating_sub(window.used));
+            let room = window.limit.saturating_sub(window.used(cx.now));
+            pace.unpark(address, room.max(u32::from(window.probes)));
         }
-        if window.used == 0 && window.queue.is_empty() {
+        if window.places.is_empty() && window.queue.is_empty() {
             self.windows.remove(&address);
+            self.crowded.remove(&address);
             return;
         }
         // One that moves up may fail at once and free its place again: that is one more round, not one more call, for
@@ -141,7 +184,7 @@ impl Pool {
         while let Some(address) = self.freed.front().copied() {
             // As many as there is room for: the window may have grown since.
             while let Some(window) = self.windows.get_mut(&address)
-                && window.used < window.limit
+                && !window.is_full(cx.now)
                 && let Some((asker, opening)) = window.queue.pop_front()
             {
                 self.open_or_hold(cx, asker, opening);
@@ -152,6 +195,41 @@ impl Pool {
                 self.freed.pop_front();
             }
         }
+    }
+
+    /// Somebody waits for a place: it is looked after from time to time, for nothing else may happen there.
+    pub(super) fn crowd(&mut self, now: Instant, address: SocketAddr) {
+        self.crowded.entry(address).or_insert(now + OVERDUE);
+    }
+
+    /// Looks after a target where somebody waits; false where none is due.
+    ///
+    /// Where all places that losses have left are taken by such as are not answered, one more is let in where the target has
+    /// answered anybody: it may answer others again.
+    pub(super) fn serve_crowd(&mut self, cx: &mut Out<'_>) -> bool {
+        let due = self.crowded.iter().find(|(_, at)| **at <= cx.now);
+        let Some(address) = due.map(|(address, _)| *address) else {
+            return false;
+        };
+        let parked = self
+            .pace
+            .as_ref()
+            .is_some_and(|pace| pace.has_parked(address));
+        let Some(window) = self
+            .windows
+            .get_mut(&address)
+            .filter(|window| parked || !window.queue.is_empty())
+        else {
+            self.crowded.remove(&address);
+            return true;
+        };
+        self.crowded.insert(address, cx.now + OVERDUE);
+        let newest = window.places.iter().map(|(_, since)| *since).max();
+        window.probes = window.answered_at.is_some()
+            && window.places.len() < WINDOW as usize
+            && newest.is_none_or(|since| cx.now >= since + OVERDUE);
+        self.move_up(cx, address);
+        true
     }
 
     /// A target has gone down: those who queue for it do not find that out each by himself.
