@@ -11,8 +11,7 @@ pub(crate) const USAGE: &str = "trunks [--trunks N] [--expires SECONDS] [--sprea
     --expires  the lifetime that each asks for; 90\n\
     --spread   the first REGISTER of each comes within it, at random (max_random_initial_delay); 10\n\
     --faults   with how many of them it goes wrong; 0\n\
-    --fault    what goes wrong with these, several in turn; all: 503 with Retry-After, which bids every trunk wait, 403, a\n\
-    \x20          wrong password, no answer\n\
+    --fault    what goes wrong with these, several in turn; all: 503 with Retry-After, 403, a wrong password, no answer\n\
     --tcp      one TCP connection for all instead of UDP\n\
     --seconds  ends by itself after them\n\
     --plain    lines instead of a live table, as where the output is no terminal";
