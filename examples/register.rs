@@ -57,7 +57,7 @@ async fn demonstration() -> Result<()> {
             break;
         }
     }
-    farewell(&agent, &mut events).await;
+    farewell(&agent, &mut events, |id| id.to_string()).await;
     server.stop().await;
     Ok(())
 }
@@ -79,6 +79,6 @@ async fn real(options: Options) -> Result<()> {
             _ = tokio::signal::ctrl_c() => break,
         }
     }
-    farewell(&agent, &mut events).await;
+    farewell(&agent, &mut events, |id| id.to_string()).await;
     Ok(())
 }

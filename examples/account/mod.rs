@@ -1,9 +1,9 @@
 //! The command line that `register` and `softphone` share: one account, and how it is reached.
 
 use sip_registration::{
-    Agent, AgentBuilder, Credentials, DnsResolver, Events, Protocol, Registration,
-    RegistrationBuilder, TcpTransport, TlsConfig, TlsTransport, TransportConfig, UdpTransport,
-    WsConfig, WsTransport,
+    Agent, AgentBuilder, Credentials, DnsResolver, Events, InstanceId, Protocol, Registration,
+    RegistrationBuilder, RegistrationId, TcpTransport, TlsConfig, TlsTransport, TransportConfig,
+    UdpTransport, WsConfig, WsTransport,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,12 +13,16 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// The flags of an account
 pub(crate) const FLAGS: &str = "--server URI --aor URI [--user NAME] [--password SECRET] [--proxy URI] \
     [--transport udp|tcp|tls|ws|wss] [--path PATH] [--expires SECONDS]\n         \
-    [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]";
+    [--ca FILE] [--cert FILE --key FILE] [--insecure] [--nameserver IP:PORT]\n         \
+    [--instance FILE [--outbound] [--flow URI]... [--gruu]]";
 
 /// What some of them mean
 pub(crate) const MEANING: &str = "--ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
      what to show to a server that asks. --insecure believes anybody.\n\
      --path is what a WebSocket is asked for, as /ws; / unless given.\n\
+     --instance names the file that says which device this is; it is made if there is none. --outbound registers the flow \
+     to the --proxy as RFC 5626 has it, each --flow one more by way of another proxy; --gruu asks for addresses that lead \
+     to this device (RFC 5627).\n\
      The password is better given in the environment: SIP_PASSWORD.";
 
 #[derive(Default)]
@@ -36,6 +40,10 @@ pub(crate) struct Options {
     pub(crate) key: Option<String>,
     pub(crate) insecure: bool,
     pub(crate) nameserver: Option<SocketAddr>,
+    pub(crate) instance: Option<String>,
+    pub(crate) outbound: bool,
+    pub(crate) flows: Vec<String>,
+    pub(crate) gruu: bool,
 }
 
 impl Options {
@@ -58,6 +66,10 @@ impl Options {
             "--cert" => self.cert = Some(value()?),
             "--key" => self.key = Some(value()?),
             "--insecure" => self.insecure = true,
+            "--instance" => self.instance = Some(value()?),
+            "--outbound" => self.outbound = true,
+            "--flow" => self.flows.push(value()?),
+            "--gruu" => self.gruu = true,
             "--expires" => self.expires = Some(number(flag, &value()?)?),
             "--nameserver" => {
                 let text = value()?;
@@ -95,6 +107,15 @@ impl Options {
         }
         if let Some(proxy) = &self.proxy {
             builder = builder.outbound_proxy(proxy.as_str());
+        }
+        if let Some(file) = &self.instance {
+            let instance =
+                InstanceId::saved_in(file).map_err(|error| format!("{file}: {error}"))?;
+            builder = builder.instance(instance);
+        }
+        builder = builder.outbound(self.outbound).gruu(self.gruu);
+        for flow in &self.flows {
+            builder = builder.further_flow(flow.as_str());
         }
         Ok(builder)
     }
@@ -151,12 +172,16 @@ pub(crate) fn number(flag: &str, text: &str) -> std::result::Result<u64, String>
 }
 
 /// Un-registers, and says what became of each binding.
-pub(crate) async fn farewell(agent: &Agent, events: &mut Events) {
+pub(crate) async fn farewell(
+    agent: &Agent,
+    events: &mut Events,
+    name: impl Fn(RegistrationId) -> String,
+) {
     let fates = agent.shutdown(Duration::from_secs(5)).await;
     while let Some((id, event)) = events.next().await {
-        println!("{id} {event}");
+        println!("{} {event}", name(id));
     }
     for (id, fate) in fates {
-        println!("{id} binding {fate}");
+        println!("{} binding {fate}", name(id));
     }
 }
