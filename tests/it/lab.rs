@@ -36,6 +36,8 @@ pub(crate) struct Bound {
     pub(crate) expires: u64,
     pub(crate) received: String,
     pub(crate) path: String,
+    pub(crate) instance: String,
+    pub(crate) reg_id: u8,
 }
 
 /// A REGISTER that Kamailio received
@@ -75,6 +77,16 @@ impl Lab {
     /// A registrar that no other test uses, to be stopped and restarted.
     pub(crate) fn own() -> &'static Self {
         Box::leak(Box::new(Self::start("registrar", &[])))
+    }
+
+    /// A proxy in front of this registrar that no other test uses, with these defines besides.
+    pub(crate) fn own_edge(&self, defines: &[&str]) -> &'static Self {
+        let registrar = format!("REG_PORT={}", self.port());
+        let defines: Vec<_> = [&*registrar]
+            .into_iter()
+            .chain(defines.iter().copied())
+            .collect();
+        Box::leak(Box::new(Self::start("edge", &defines)))
     }
 
     fn running(role: &str, defines: &[&str]) -> &'static Self {
@@ -273,6 +285,8 @@ impl Lab {
                 "Expires" => bound.expires = value.parse().unwrap_or(0),
                 "Received" => bound.received = value.into(),
                 "Path" => bound.path = value.into(),
+                "Instance" => bound.instance = value.into(),
+                "Reg-Id" => bound.reg_id = value.parse().unwrap_or(0),
                 _ => {}
             }
         }

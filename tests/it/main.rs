@@ -2,10 +2,16 @@
 
 #[cfg(feature = "tokio")]
 mod agents;
+#[cfg(feature = "tokio")]
+mod caller;
+#[cfg(all(unix, feature = "tls"))]
+mod calls;
 #[cfg(feature = "dns")]
 mod dns;
 mod docs;
 mod explore;
+#[cfg(all(feature = "tokio", target_os = "linux"))]
+mod flows;
 mod foreign;
 mod golden;
 #[cfg(feature = "tokio")]

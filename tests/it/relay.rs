@@ -27,6 +27,7 @@ enum Harm {
     None,
     Reset,
     Mute,
+    Orphan,
 }
 
 impl TcpRelay {
@@ -91,6 +92,11 @@ impl TcpRelay {
         self.harm.send_replace(Harm::Mute);
     }
 
+    /// Closes every connection towards the server, and leaves the client with one that leads nowhere.
+    pub(crate) fn orphan(&self) {
+        self.harm.send_replace(Harm::Orphan);
+    }
+
     /// Says something to every client, as the server would.
     pub(crate) fn say(&self, message: &str) {
         let _ = self.to_clients.send(message.as_bytes().to_vec());
@@ -119,9 +125,15 @@ async fn relay(
     loop {
         tokio::select! {
             Ok(()) = harm.changed() => {
-                if matches!(*harm.borrow_and_update(), Harm::Mute) {
+                let done = *harm.borrow_and_update();
+                if matches!(done, Harm::Mute) {
                     muted = true;
                     continue;
+                }
+                if matches!(done, Harm::Orphan) {
+                    drop(server);
+                    while client.read(&mut up).await.is_ok_and(|length| length > 0) {}
+                    return;
                 }
                 let socket = socket2::SockRef::from(&client);
                 socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");

@@ -1,0 +1,559 @@
+//! Outbound for real: Kamailio as registrar, its edge proxies with flow tokens in front (RFC 5626, 5627)
+//!
+//! Bindings are asked of the registrar, calls come from somebody else, by way of it.
+
+use crate::caller::Caller;
+use crate::lab::{Bound, Lab};
+use crate::relay::TcpRelay;
+use assert_matches::assert_matches;
+use sip_registration::{
+    Agent, Credentials, Event, Events, FlowId, InstanceId, Registered, Registrar, Registration,
+    RegistrationBuilder, RegistrationHandle, RegistrationId, Removal, WayOut,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// How long anything may take that is not waited for on purpose
+const PATIENCE: Duration = Duration::from_secs(20);
+const URN: &str = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
+
+fn instance() -> InstanceId {
+    InstanceId::parse(URN).expect("a urn")
+}
+
+fn account(user: &str) -> RegistrationBuilder {
+    Registration::builder("sip:registrar.test", format!("sip:{user}@registrar.test"))
+        .contact_user(user)
+        .line(true)
+        .endpoint("phone")
+        .outbound_auth(Credentials::password(user, "secret"))
+        .max_random_initial_delay(Duration::ZERO)
+}
+
+#[expect(clippy::disallowed_methods, reason = "real networks run in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn by(port: u16, transport: &str) -> String {
+    format!("sip:127.0.0.1:{port};transport={transport};lr")
+}
+
+/// A request that arrived, and was answered with 486 where it was a call and 200 where not
+#[derive(Debug)]
+struct Called {
+    method: String,
+    uri: String,
+    flow: Option<FlowId>,
+    registration: Option<RegistrationId>,
+}
+
+/// One registration of one agent, which answers what arrives
+struct Device {
+    lab: &'static Lab,
+    user: String,
+    agent: Agent,
+    handle: RegistrationHandle,
+    events: Events,
+    told: Vec<Arc<Event>>,
+    calls: mpsc::UnboundedReceiver<Called>,
+    answering: JoinHandle<()>,
+}
+
+impl Device {
+    async fn new(lab: &'static Lab, user: &str, account: RegistrationBuilder) -> Self {
+        let agent = Agent::builder().system_transports().build().await;
+        let agent = agent.expect("an agent");
+        let (events, mut messages) = (agent.events(), agent.messages());
+        let (called, calls) = mpsc::unbounded_channel();
+        let answers = agent.clone();
+        let answering = tokio::spawn(async move {
+            while let Some(message) = messages.next().await {
+                let request = message.request().expect("a request");
+                let code = if request.method() == "INVITE" {
+                    486
+                } else {
+                    200
+                };
+                let Some(response) = message.response(code) else {
+                    continue;
+                };
+                answers.answer(&message, response.build());
+                let _ = called.send(Called {
+                    method: request.method().into(),
+                    uri: request.uri().into(),
+                    flow: message.flow,
+                    registration: message.registration.map(|found| found.registration),
+                });
+            }
+        });
+        let account = account.build().expect("a good configuration");
+        let handle = agent.add(account).await.expect("a registration");
+        Self {
+            lab,
+            user: user.into(),
+            agent,
+            handle,
+            events,
+            told: Vec::new(),
+            calls,
+            answering,
+        }
+    }
+
+    /// The next event that `pick` wants; those before it are only noted.
+    async fn within<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        pick: impl Fn(&Event) -> Option<T>,
+    ) -> T {
+        let wait = async {
+            loop {
+                let (_, event) = self.events.next().await.expect("the agent lives");
+                self.told.push(Arc::clone(&event));
+                if let Some(found) = pick(&event) {
+                    return found;
+                }
+            }
+        };
+        let found = timeout(limit, wait).await;
+        found.unwrap_or_else(|_| panic!("{what}: not told"))
+    }
+
+    async fn until<T>(&mut self, what: &str, pick: impl Fn(&Event) -> Option<T>) -> T {
+        self.within(PATIENCE, what, pick).await
+    }
+
+    async fn registered(&mut self) -> Registered {
+        self.until("a grant", |event| match event {
+            Event::Registered(granted) => Some((**granted).clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn refreshed(&mut self) -> Registered {
+        self.handle.refresh().await.expect("it is there");
+        self.until("a refresh", |event| match event {
+            Event::Refreshed(granted) => Some((**granted).clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// What happened to one of several flows is told as that.
+    async fn of_flow<T>(
+        &mut self,
+        limit: Duration,
+        flow: u8,
+        what: &str,
+        pick: impl Fn(&Event) -> Option<T>,
+    ) -> T {
+        self.within(limit, what, |event| match event {
+            Event::OfFlow { reg_id, event } if *reg_id == flow => pick(event),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Bound, with both of its flows.
+    async fn with_both(
+        lab: &'static Lab,
+        user: &str,
+        first: impl Into<String>,
+        second: impl Into<String>,
+    ) -> Self {
+        let account = account(user)
+            .instance(instance())
+            .outbound_proxy(first)
+            .further_flow(second);
+        let mut device = Self::new(lab, user, account).await;
+        let granted = device.registered().await;
+        assert!(granted.outbound && granted.reg_id == Some(1), "{granted:?}");
+        let second = device
+            .of_flow(PATIENCE, 2, "the second flow", granted_to)
+            .await;
+        assert_eq!(second.reg_id, Some(2));
+        device.has_both().await;
+        device
+    }
+
+    /// The registrar has both flows under one instance, by different ways, and we know them to be up.
+    async fn has_both(&self) {
+        let bindings = self.bindings().await;
+        let [one, two] = &bindings[..] else {
+            panic!("not two bindings: {bindings:?}");
+        };
+        assert_eq!((one.reg_id, two.reg_id), (1, 2));
+        for bound in [one, two] {
+            assert_eq!(bound.instance.trim_matches(['<', '>']), URN);
+            assert!(bound.path.ends_with(";ob>"), "{bound:?}");
+        }
+        assert_ne!(one.path, two.path);
+        assert_ne!(one.call_id, two.call_id);
+        assert_eq!(self.up().await, [true, true]);
+        let mut ways: Vec<_> = self.ways().await.iter().map(|way| way.reg_id).collect();
+        ways.sort_unstable();
+        assert_eq!(ways, [Some(1), Some(2)]);
+    }
+
+    /// What the registrar has, in the order of the flows.
+    async fn bindings(&self) -> Vec<Bound> {
+        let mut bindings = self.lab.bindings(&self.user).await;
+        bindings.sort_by_key(|bound| bound.reg_id);
+        bindings
+    }
+
+    async fn ways(&self) -> Vec<WayOut> {
+        self.handle.ways_out().await
+    }
+
+    async fn up(&self) -> Vec<bool> {
+        let flows = self.handle.flow_statuses().await;
+        flows
+            .iter()
+            .map(|(_, status)| status.is_reachable())
+            .collect()
+    }
+
+    /// The flow under a reg-id.
+    async fn flow(&self, reg_id: u8) -> FlowId {
+        let ways = self.ways().await;
+        let way = ways.iter().find(|way| way.reg_id == Some(reg_id));
+        way.unwrap_or_else(|| panic!("no way by {reg_id}: {ways:?}"))
+            .flow
+    }
+
+    /// Somebody calls, asks and writes; all of it arrives once, here and on this flow.
+    async fn is_called(&mut self, caller: &Caller, uri: &str, flow: FlowId) {
+        let aor = format!("sip:{}@registrar.test", self.user);
+        for (method, code) in [("INVITE", 486), ("MESSAGE", 200), ("OPTIONS", 200)] {
+            assert_eq!(caller.asks(method, uri, &aor).await, code, "{method} {uri}");
+            let call = timeout(PATIENCE, self.calls.recv()).await;
+            let call = call.expect("in time").expect("it listens");
+            assert_eq!(call.method, method);
+            assert_eq!(call.flow, Some(flow), "{call:?}");
+            assert_eq!(call.registration, Some(self.handle.id()), "{call:?}");
+            let bindings = self.bindings().await;
+            assert!(
+                bindings.iter().any(|bound| bound.uri == call.uri),
+                "{call:?} {bindings:?}"
+            );
+            assert!(call.uri.contains(";line="), "{call:?}");
+        }
+        assert!(self.calls.try_recv().is_err(), "something arrived twice");
+    }
+
+    fn aor(&self) -> String {
+        format!("sip:{}@registrar.test", self.user)
+    }
+
+    async fn ends(self) {
+        assert_eq!(self.handle.unregister(PATIENCE).await, Removal::Removed);
+        assert_eq!(self.bindings().await, []);
+        self.agent.shutdown(PATIENCE).await;
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.answering.abort();
+        if std::thread::panicking() {
+            eprintln!("{}: told", self.user);
+            for event in &self.told {
+                eprintln!("  {event}");
+            }
+            eprintln!("{}: Kamailio saw", self.user);
+            for line in self.lab.log(&self.user) {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
+/// A grant, whether first or again.
+fn granted_to(event: &Event) -> Option<Registered> {
+    match event {
+        Event::Registered(granted) | Event::Refreshed(granted) => Some((**granted).clone()),
+        _ => None,
+    }
+}
+
+fn lost(event: &Event) -> Option<()> {
+    matches!(event, Event::FlowLost { .. }).then_some(())
+}
+
+/// When a failed attempt is repeated.
+fn retry(event: &Event) -> Option<Duration> {
+    match event {
+        Event::Rejected { retry_in, .. } => Some(*retry_in),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn edge_with_flow_tokens_its_flow_timer_and_gruus() {
+    let lab = Lab::registrar(&[]);
+    let relay = TcpRelay::to(([127, 0, 0, 1], Lab::edge().port()).into()).await;
+    let user = "alice-edge-gruu";
+    let account = account(user)
+        .instance(instance())
+        .outbound(true)
+        .gruu(true)
+        .outbound_proxy(by(relay.address.port(), "tcp"));
+    let mut device = Device::new(lab, user, account).await;
+    let granted = device.registered().await;
+    let at = now();
+    assert!(granted.outbound && granted.reg_id == Some(1), "{granted:?}");
+    assert_matches!(&*granted.path, [path] if path.ends_with(";ob>"));
+    assert_matches!(&device.bindings().await[..], [bound] if bound.reg_id == 1);
+
+    let public = granted.public_gruu.clone().expect("a public GRUU");
+    let temporary = granted.temporary_gruu.clone().expect("a temporary GRUU");
+    assert_eq!(*public, *format!("{};gr={URN}", device.aor()));
+    assert!(temporary.ends_with(";gr"), "{temporary}");
+    let ways = device.ways().await;
+    assert_matches!(&ways[..], [way] if way.public_gruu.as_ref() == Some(&public)
+        && way.temporary_gruu.as_ref() == Some(&temporary) && way.contact.starts_with(&*public));
+    let (caller, flow) = (Caller::of(lab).await, ways[0].flow);
+    for uri in [&*device.aor(), &*public, &*temporary] {
+        device.is_called(&caller, uri, flow).await;
+    }
+
+    // The flow is kept alive as often as the edge wants it, which is more than we allow: each 8 to 10 s (D14).
+    while relay.pongs() == 0 {
+        assert!(now() - at < Duration::from_secs(11), "no ping");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let took = now() - at;
+    assert!(took > Duration::from_secs(7), "{took:?}");
+
+    // All that there were lead here, and the public one stays.
+    let refreshed = device.refreshed().await;
+    assert_eq!(refreshed.public_gruu, Some(public));
+    let newest = refreshed.temporary_gruu.expect("a temporary GRUU");
+    for uri in [&*newest, &*temporary] {
+        device.is_called(&caller, uri, flow).await;
+    }
+    device.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn edge_without_outbound_says_439_and_is_registered_through_all_the_same() {
+    let lab = Lab::registrar(&[]);
+    let edge = lab.own_edge(&["NO_OB"]);
+    let user = "alice-439";
+    for transport in ["udp", "tcp"] {
+        let account = account(user)
+            .instance(instance())
+            .outbound_proxy(by(edge.port(), transport))
+            .further_flow(by(lab.own_edge(&["NO_OB"]).port(), transport));
+        let before = lab.arrived(user).len();
+        let mut device = Device::new(lab, user, account).await;
+        let granted = device.registered().await;
+        assert!(!granted.outbound && granted.reg_id.is_none(), "{granted:?}");
+        // 401, 439, and the same without reg-id; the credentials are good for it.
+        assert_eq!(lab.arrived(user).len() - before, 3);
+        let bindings = device.bindings().await;
+        assert_matches!(&bindings[..], [bound] if bound.reg_id == 0);
+        let ways = device.ways().await;
+        assert_matches!(&ways[..], [way] if way.reg_id.is_none() && !way.contact.contains(";ob"));
+        let caller = Caller::of(lab).await;
+        let aor = device.aor();
+        device.is_called(&caller, &aor, ways[0].flow).await;
+        // This edge is not asked again.
+        device.refreshed().await;
+        assert_eq!(lab.arrived(user).len() - before, 4);
+        device.ends().await;
+    }
+}
+
+// The registrar tries the youngest binding first, which is that of the second flow. So that is the one to die.
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn one_of_two_edges_dies_and_its_flow_comes_back_by_itself() {
+    let lab = Lab::registrar(&[]);
+    let (one, two) = (lab.own_edge(&[]), lab.own_edge(&[]));
+    let [first, second] = [one, two].map(|edge| by(edge.port(), "tcp"));
+    let mut device = Device::with_both(lab, "alice-two-tcp", first, second).await;
+    let (caller, aor) = (Caller::of(lab).await, device.aor());
+    let flow = device.flow(2).await;
+    device.is_called(&caller, &aor, flow).await;
+
+    two.stop();
+    device.of_flow(PATIENCE, 2, "the loss", lost).await;
+    assert_eq!(device.up().await, [true, false]);
+    let flow = device.flow(1).await;
+    device.is_called(&caller, &aor, flow).await;
+    // What led by the dead edge was dropped by the registrar.
+    assert_matches!(&device.bindings().await[..], [bound] if bound.reg_id == 1);
+
+    // It cannot be made again at once, so it waits: 90 s doubled, half to all of it (RFC 5626 §4.5).
+    let wait = device.of_flow(PATIENCE, 2, "a failed try", retry).await;
+    let failed = now();
+    assert!((85..=180).contains(&wait.as_secs()), "{wait:?}");
+    two.restart();
+    device.is_called(&caller, &aor, flow).await;
+    let limit = wait + PATIENCE;
+    device.of_flow(limit, 2, "the return", granted_to).await;
+    let took = now() - failed;
+    assert!(took + Duration::from_secs(2) > wait, "{took:?}");
+    device.has_both().await;
+
+    // And it is used again, as the youngest, and when it is all there is.
+    let flow = device.flow(2).await;
+    device.is_called(&caller, &aor, flow).await;
+    one.stop();
+    device.of_flow(PATIENCE, 1, "the loss", lost).await;
+    device.is_called(&caller, &aor, flow).await;
+    device.agent.shutdown(Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn one_of_two_edges_over_udp_dies_and_its_flow_comes_back_when_it_is_asked_for() {
+    let lab = Lab::registrar(&[]);
+    let (one, two) = (lab.own_edge(&[]), lab.own_edge(&[]));
+    let [first, second] = [one, two].map(|edge| by(edge.port(), "udp"));
+    let mut device = Device::with_both(lab, "alice-two-udp", first, second).await;
+    let (caller, aor) = (Caller::of(lab).await, device.aor());
+
+    // The registrar notices first.
+    two.stop();
+    let flow = device.flow(1).await;
+    device.is_called(&caller, &aor, flow).await;
+    assert_matches!(&device.bindings().await[..], [bound] if bound.reg_id == 1);
+    // We do by the next keep-alive, which the edge wants often.
+    device.of_flow(PATIENCE, 2, "the loss", lost).await;
+    assert_eq!(device.up().await, [true, false]);
+    device.is_called(&caller, &aor, flow).await;
+
+    two.restart();
+    device.handle.refresh().await.expect("it is there");
+    device.of_flow(PATIENCE, 2, "the return", granted_to).await;
+    device.has_both().await;
+    one.stop();
+    let flow = device.flow(2).await;
+    device.is_called(&caller, &aor, flow).await;
+    device.agent.shutdown(Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn flow_that_is_dead_at_the_edge_only_leaves_the_call_to_the_next() {
+    let lab = Lab::registrar(&[]);
+    let edges = (lab.own_edge(&[]), lab.own_edge(&[]));
+    let relay = TcpRelay::to(([127, 0, 0, 1], edges.1.port()).into()).await;
+    let first = by(edges.0.port(), "tcp");
+    let second = by(relay.address.port(), "tcp");
+    let mut device = Device::with_both(lab, "alice-dead-flow", first, second).await;
+    let (caller, aor) = (Caller::of(lab).await, device.aor());
+
+    relay.orphan();
+    // Until the edge has noticed: what it sent before would have to time out.
+    sleep(Duration::from_millis(300)).await;
+    let died = now();
+    let flow = device.flow(1).await;
+    device.is_called(&caller, &aor, flow).await;
+    // The edge said 430, so the registrar has dropped that binding; we know of nothing yet.
+    assert_matches!(&device.bindings().await[..], [bound] if bound.reg_id == 1);
+    assert_eq!(device.up().await, [true, true]);
+
+    // No pong within 10 s of the next ping; the way is open again, and the flow is made anew.
+    let limit = Duration::from_secs(22);
+    device.of_flow(limit, 2, "the loss", lost).await;
+    let took = now() - died;
+    assert!(took > Duration::from_secs(10), "{took:?}");
+    device.of_flow(PATIENCE, 2, "the return", granted_to).await;
+    device.has_both().await;
+    let flow = device.flow(2).await;
+    device.is_called(&caller, &aor, flow).await;
+    device.ends().await;
+}
+
+/// The addresses of whoever else is bound, in any order
+async fn uris(lab: &Lab, user: &str) -> Vec<String> {
+    let mut uris: Vec<_> = lab
+        .bindings(user)
+        .await
+        .into_iter()
+        .map(|b| b.uri)
+        .collect();
+    uris.sort();
+    uris
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn reconciliation_removes_what_this_device_left_behind_and_nobody_elses() {
+    let lab = Lab::registrar(&[]);
+    let user = "alice-reconciled";
+    let edges = [lab.own_edge(&[]), lab.own_edge(&[])];
+    let proxies = edges.map(|edge| by(edge.port(), "tcp"));
+    let [first, second] = proxies;
+    // An earlier run of this device had no outbound; it crashed. And there is another device.
+    let earlier = account(user).instance(instance()).outbound_proxy(&*first);
+    let mut earlier = Device::new(lab, user, earlier).await;
+    let stale = earlier.registered().await.contact.to_string();
+    let foreign = "sip:foreign@127.0.0.1:9";
+    lab.add_foreign(user, foreign).await;
+    drop(earlier);
+
+    let account = account(user)
+        .instance(instance())
+        .outbound_proxy(first)
+        .further_flow(second);
+    let mut device = Device::new(lab, user, account).await;
+    let one = device.registered().await.contact.to_string();
+    let two = device
+        .of_flow(PATIENCE, 2, "the second flow", granted_to)
+        .await;
+    let ours = [one, two.contact.to_string()];
+    let bindings = |event: &Event| match event {
+        Event::Bindings(bindings) => Some(bindings.clone()),
+        Event::QueryFailed(failure) => panic!("{failure}"),
+        _ => None,
+    };
+    let mut all = [&ours[..], &[stale.clone(), foreign.into()]].concat();
+    all.sort();
+    assert_eq!(uris(lab, user).await, all);
+
+    device.agent.query(device.handle.id()).await.expect("taken");
+    let listed = device.until("the bindings", bindings).await;
+    let mut whose: Vec<_> = listed.iter().map(|b| (&*b.uri, b.ours, b.stale)).collect();
+    whose.sort_unstable();
+    let mut expected = vec![
+        (&*ours[0], true, false),
+        (&*ours[1], true, false),
+        (&*stale, false, true),
+        (foreign, false, false),
+    ];
+    expected.sort_unstable();
+    assert_eq!(whose, expected);
+    assert_eq!(uris(lab, user).await, all, "a question changes nothing");
+
+    device
+        .agent
+        .reconcile(device.handle.id())
+        .await
+        .expect("taken");
+    let left = device.until("the bindings", bindings).await;
+    assert_eq!(left.len(), 3);
+    assert!(
+        left.iter().all(|one| *one.uri != *stale && !one.stale),
+        "{left:?}"
+    );
+    all.retain(|uri| *uri != stale);
+    assert_eq!(uris(lab, user).await, all);
+    // Its own end leaves the other device's.
+    assert_eq!(device.handle.unregister(PATIENCE).await, Removal::Removed);
+    assert_eq!(uris(lab, user).await, [foreign]);
+    device.agent.shutdown(PATIENCE).await;
+}
