@@ -8,8 +8,9 @@ mod table;
 
 use server::{Line, Misreg, modes};
 use sip_registration::{
-    Activity, Agent, Credentials, Event, Policy, Protocol, Registration, RegistrationBuilder,
-    RegistrationHandle, SecurityNegotiation, Status, TlsConfig, TlsTransport, TransportConfig,
+    Activity, Agent, Credentials, Event, InstanceId, Policy, Protocol, Registration,
+    RegistrationBuilder, RegistrationHandle, SecurityNegotiation, Status, TlsConfig, TlsTransport,
+    TransportConfig,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -62,10 +63,12 @@ fn configured(mode: &str, account: RegistrationBuilder) -> RegistrationBuilder {
             .security_mechanisms("sdes-srtp;mediasec")
             .security_mechanisms("dtls-srtp;mediasec"),
         "rewritten-with-line" => account.line(true).endpoint("trunk"),
-        "gruu" => account.contact_header_params("+sip.instance=\"<urn:uuid:0>\""),
+        "gruu" => account
+            .instance(InstanceId::from_random([7; 16]))
+            .gruu(true),
         "439" => account
-            .support_outbound(true)
-            .contact_header_params("reg-id=1;+sip.instance=\"<urn:uuid:0>\""),
+            .instance(InstanceId::from_random([7; 16]))
+            .outbound(true),
         mode if mode.starts_with("423") => account.expiration(Duration::from_secs(60)),
         _ => account,
     }
@@ -225,6 +228,20 @@ impl Seen {
         }
     }
 
+    /// What a grant must say, where the mode is about that
+    fn lacks(&self) -> Option<String> {
+        let granted = self.told.iter().find_map(|(_, event)| match &**event {
+            Event::Registered(granted) => Some(granted),
+            _ => None,
+        })?;
+        let says = match self.row.mode {
+            "gruu" => granted.public_gruu.is_some() && granted.temporary_gruu.is_some(),
+            "439" => granted.reg_id.is_none() && !granted.outbound,
+            _ => true,
+        };
+        (!says).then(|| format!("granted {granted:?}"))
+    }
+
     /// What differs from the table
     fn wrong(&self, lines: &[Line]) -> Vec<String> {
         let row = &self.row;
@@ -245,6 +262,7 @@ impl Seen {
             wrong.push(format!("{seen:?}, wanted {:?}", row.outcome));
         }
         wrong.extend(self.unsaid());
+        wrong.extend(self.lacks());
 
         // A grant of seconds asks for more.
         let tiny = row.mode.starts_with("expires-one") || row.mode.starts_with("expires-tiny");
