@@ -363,6 +363,47 @@ async fn accounts_of_a_file_are_told_apart() {
     phone.ends().await;
 }
 
+#[tokio::test]
+#[ignore = "needs Kamailio, SIPp, baresip and the example softphone; .ci/run runs it"]
+async fn calls_are_taken_by_either_of_two_edges() {
+    let (lab, user) = (Lab::registrar(&[]), "alice-two-edges");
+    let folder = Folder::new(user);
+    let edges = [lab.own_edge(&[]), lab.own_edge(&[])];
+    let [first, second] =
+        edges.map(|edge| format!("sip:127.0.0.1:{};transport=tcp;lr", edge.port()));
+    let instance = folder.0.join("instance").to_string_lossy().into_owned();
+    let aor = format!("sip:{user}@registrar.test");
+    let flags = [
+        "--server",
+        "sip:registrar.test",
+        "--aor",
+        &aor,
+        "--proxy",
+        &first,
+        "--flow",
+        &second,
+        "--instance",
+        &instance,
+        "--gruu",
+        "--answer",
+    ]
+    .map(String::from);
+    let mut phone = Softphone::start(user, &flags).await;
+    phone.until(" flow 2: registered ").await;
+
+    // The youngest first, then the other one, when the edge of that is dead.
+    for edge in [1, 0] {
+        sipp("call_taken", user, &folder.0).await;
+        let source = format!(" from 127.0.0.1:{} on flow ", edges[edge].port());
+        for method in ["INVITE ", "ACK ", "BYE "] {
+            let line = phone.until(" from ").await;
+            assert!(line.starts_with(method) && line.contains(&source), "{line}");
+        }
+        edges[edge].stop();
+        phone.until("connection lost: ").await;
+    }
+}
+
 // ---- whose call it is
 
 /// One agent with one UDP socket, and the accounts on it

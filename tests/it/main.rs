@@ -41,6 +41,8 @@ mod pjsip_transports;
 mod pjsip_trunks;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
+#[cfg(feature = "tokio")]
+mod routes;
 mod rules_auth;
 mod rules_ceiling;
 mod rules_clock;
