@@ -450,7 +450,13 @@ async fn one_of_two_edges_over_udp_dies_and_its_flow_comes_back_when_it_is_asked
     one.stop();
     let flow = device.flow(2).await;
     device.is_called(&caller, &aor, flow).await;
-    device.agent.shutdown(Duration::from_secs(2)).await;
+
+    // What leads by a dead edge cannot be removed, which is told, in the time that there is.
+    let (at, within) = (now(), Duration::from_secs(3));
+    assert_eq!(device.handle.unregister(within).await, Removal::Unanswered);
+    assert!(now() - at < within + Duration::from_secs(1));
+    assert_matches!(&device.bindings().await[..], [bound] if bound.reg_id == 1);
+    device.agent.shutdown(within).await;
 }
 
 #[tokio::test]
@@ -484,6 +490,37 @@ async fn flow_that_is_dead_at_the_edge_only_leaves_the_call_to_the_next() {
     let flow = device.flow(2).await;
     device.is_called(&caller, &aor, flow).await;
     device.ends().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn an_edge_that_is_down_at_the_start_is_made_up_for_by_the_other() {
+    let lab = Lab::registrar(&[]);
+    for transport in ["tcp", "udp"] {
+        let (one, two) = (lab.own_edge(&[]), lab.own_edge(&[]));
+        one.stop();
+        let user = format!("alice-late-{transport}");
+        let account = with_line(account(&user))
+            .instance(instance())
+            .outbound_proxy(by(one.port(), transport))
+            .further_flow(by(two.port(), transport));
+        let mut device = Device::new(lab, &user, account).await;
+        let at = now();
+        let granted = device.handle.registered().await.expect("registered");
+        assert!(now() - at < Duration::from_secs(2), "{:?}", now() - at);
+        assert!(granted.outbound && granted.reg_id == Some(2), "{granted:?}");
+        assert_eq!(device.up().await, [false, true]);
+        let (caller, aor, flow) = (Caller::of(lab).await, device.aor(), device.flow(2).await);
+        device.is_called(&caller, &aor, flow).await;
+
+        one.restart();
+        device.handle.refresh().await.expect("it is there");
+        device
+            .of_flow(PATIENCE, 1, "the first flow", granted_to)
+            .await;
+        device.has_both().await;
+        device.ends().await;
+    }
 }
 
 #[tokio::test]
