@@ -10,6 +10,7 @@ use sip_registration::{
     Agent, Credentials, Event, Events, FlowId, InstanceId, Registered, Registrar, Registration,
     RegistrationBuilder, RegistrationHandle, RegistrationId, Removal, WayOut,
 };
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -521,6 +522,59 @@ async fn an_edge_that_is_down_at_the_start_is_made_up_for_by_the_other() {
         device.has_both().await;
         device.ends().await;
     }
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn registrar_without_an_edge_holds_the_flow_itself() {
+    let lab = Lab::registrar(&[]);
+    for transport in ["udp", "tcp"] {
+        let user = format!("alice-direct-{transport}");
+        let server = format!("sip:127.0.0.1:{};transport={transport}", lab.port());
+        let account = Registration::builder(server, format!("sip:{user}@registrar.test"))
+            .contact_user(&*user)
+            .outbound_auth(Credentials::password(&*user, "secret"))
+            .max_random_initial_delay(Duration::ZERO)
+            .instance(instance())
+            .outbound(true);
+        let mut device = Device::new(lab, &user, account).await;
+        let granted = device.registered().await;
+        assert!(granted.outbound && granted.path.is_empty(), "{granted:?}");
+        let bindings = device.bindings().await;
+        assert_matches!(&bindings[..], [bound] if bound.reg_id == 1 && bound.instance.contains(URN));
+        let (caller, aor, flow) = (Caller::of(lab).await, device.aor(), device.flow(1).await);
+        device.is_called(&caller, &aor, flow).await;
+        device.ends().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio; .ci/run runs it"]
+async fn registrar_that_requires_outbound_and_edges_with_passwords_of_their_own() {
+    let lab = Lab::registrar(&["OB_MODE=2"]);
+    // 407 of the edge, then 401 of the registrar, on each flow.
+    let user = "both-flows";
+    let account = with_line(account(user))
+        .outbound_auth(Credentials::password(user, "secret").realm("registrar.test"))
+        .outbound_auth(Credentials::password(user, "edgesecret").realm("edge.test"));
+    let proxies = [lab.own_edge(&[]), lab.own_edge(&[])].map(|edge| by(edge.port(), "tcp"));
+    let mut device = Device::with_both(lab, user, account, proxies).await;
+    // What the edge refused did not get here.
+    assert_eq!(lab.arrived(user).len(), 4);
+    let (caller, aor, flow) = (Caller::of(lab).await, device.aor(), device.flow(2).await);
+    device.is_called(&caller, &aor, flow).await;
+    // Each flow with what it has learnt: no challenge gets here again.
+    device.handle.refresh().await.expect("it is there");
+    let mut seen = HashSet::new();
+    while seen.len() < 2 {
+        let flow = device.until("both", |event| match event {
+            Event::OfFlow { reg_id, event } => granted_to(event).map(|_| *reg_id),
+            _ => None,
+        });
+        seen.insert(flow.await);
+    }
+    assert_eq!(lab.arrived(user).len(), 6);
+    device.ends().await;
 }
 
 #[tokio::test]
