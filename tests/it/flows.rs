@@ -515,6 +515,8 @@ async fn an_edge_that_is_down_at_the_start_is_made_up_for_by_the_other() {
         device.is_called(&caller, &aor, flow).await;
 
         one.restart();
+        // A flow that could not be made is not tried again within a second, whoever asks (D13).
+        sleep(Duration::from_secs(1)).await;
         device.handle.refresh().await.expect("it is there");
         device
             .of_flow(PATIENCE, 1, "the first flow", granted_to)

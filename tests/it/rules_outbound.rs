@@ -832,3 +832,30 @@ fn what_does_not_go_together_is_refused_with_the_option_and_the_rule() {
             .is_ok()
     );
 }
+
+#[test]
+fn a_command_tries_a_flow_again_that_waits_to_be_made() {
+    for wait in [1.1, 2.0, 5.0, 20.0] {
+        let mut sim = Sim::many([]);
+        for (name, last) in [("edge1", 11), ("edge2", 12)] {
+            let host = format!("{name}.example.com");
+            sim.resolve(&host, Ok(vec![IpAddr::from([192, 0, 2, last])]));
+        }
+        sim.refuse_next_open(FlowError::Refused);
+        sim.add(two("tcp").build().expect("a good configuration"));
+        let second = sim.sent();
+        assert_eq!(edge(&second), 2);
+        sim.reply(&second, granted());
+        sim.events();
+        sim.advance(Duration::from_secs_f64(wait));
+        sim.input(Input::Refresh);
+        let mut seen = Vec::new();
+        run(&mut sim, secs(10), |_, request| {
+            seen.push(edge(request));
+            Some(granted())
+        });
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2], "after {wait} s: {:?}", sim.events());
+        assert_eq!(up(&sim), [true, true]);
+    }
+}
