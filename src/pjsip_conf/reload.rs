@@ -3,8 +3,8 @@
 use super::loaded::Loaded;
 use super::show::RegistrationDetail;
 use crate::{
-    Activity, Change, Failure, ReferenceStatus, RegisterError, Registrar, RegistrationId, Removal,
-    Status,
+    Activity, Change, Failure, ReferenceStatus, RegisterError, Registrar, Registration,
+    RegistrationId, Removal, Status,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -69,12 +69,20 @@ impl Loaded {
     /// What it takes to go from `old`, which runs, to this version, which was made by [`reload`](Self::reload).
     #[must_use]
     pub fn plan(&self, old: &Self) -> Plan {
+        Plan {
+            transports_changed: {
+                let (new, old) = (self.transports(), old.transports());
+                new.len() != old.len() || !new.iter().zip(old).all(|(new, old)| new.is_like(old))
+            },
+            ..self.plan_from(&old.registrations().collect())
+        }
+    }
+
+    /// The same for registrations that run, of whatever version; nothing is said about transports.
+    fn plan_from(&self, old: &BTreeMap<&Arc<str>, &Arc<Registration>>) -> Plan {
         let mut steps = BTreeMap::new();
         for (name, new) in self.registrations() {
-            let step = match old
-                .registration(name)
-                .map(|old| old.registration.change_to(new))
-            {
+            let step = match old.get(name).map(|old| old.change_to(new)) {
                 None => Step::Added,
                 Some(Change::Untouched) if self.is_kept(name) => Step::Kept,
                 Some(Change::Untouched) => Step::Untouched,
@@ -86,13 +94,13 @@ impl Loaded {
         }
         // Who leaves which address of record.
         let mut leaving: BTreeMap<&str, Vec<&Arc<str>>> = BTreeMap::new();
-        for (name, registration) in old.registrations() {
-            let step = *steps.entry(Arc::clone(name)).or_insert(Step::Removed);
+        for (name, registration) in old {
+            let step = *steps.entry(Arc::clone(*name)).or_insert(Step::Removed);
             if matches!(step, Step::Removed | Step::Replaces) {
                 leaving
                     .entry(registration.aor_text())
                     .or_default()
-                    .push(name);
+                    .push(*name);
             }
         }
         let mut after: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
@@ -111,10 +119,7 @@ impl Loaded {
         Plan {
             steps,
             after,
-            transports_changed: {
-                let (new, old) = (self.transports(), old.transports());
-                new.len() != old.len() || !new.iter().zip(old).all(|(new, old)| new.is_like(old))
-            },
+            transports_changed: false,
         }
     }
 }
@@ -157,7 +162,15 @@ impl fmt::Display for Applied {
 #[derive(Debug, Clone, Default)]
 pub struct Running {
     loaded: Loaded,
-    ids: BTreeMap<Arc<str>, RegistrationId>,
+    /// By section. What was interrupted leaves some behind that are not as `loaded` says.
+    runs: BTreeMap<Arc<str>, Run>,
+}
+
+/// A registration at work, with the configuration that it was last given
+#[derive(Debug, Clone)]
+struct Run {
+    id: RegistrationId,
+    registration: Arc<Registration>,
 }
 
 impl Running {
@@ -181,7 +194,12 @@ impl Running {
         new: Loaded,
         within: Duration,
     ) -> Result<Applied, RegisterError> {
-        let plan = new.plan(&self.loaded);
+        let runs = self.runs.iter();
+        let runs = runs.map(|(name, run)| (name, &run.registration)).collect();
+        let plan = Plan {
+            transports_changed: new.plan(&self.loaded).transports_changed,
+            ..new.plan_from(&runs)
+        };
         let first: BTreeSet<_> = plan.after.values().flatten().collect();
         let mut revived = Vec::new();
         self.loaded = new;
@@ -193,7 +211,7 @@ impl Running {
         }
         let mut leaving: Vec<Leaving<'_>> = Vec::new();
         for (name, step) in &plan.steps {
-            let Some(id) = self.ids.get(name).copied() else {
+            let Some(id) = self.id(name) else {
                 continue;
             };
             if *step == Step::Removed {
@@ -205,7 +223,7 @@ impl Running {
         let mut removed = BTreeMap::new();
         for (name, fate) in all(leaving).await {
             if plan.steps.get(&name) == Some(&Step::Removed) {
-                self.ids.remove(&name);
+                self.runs.remove(&name);
             }
             match fate {
                 Ok(removal) => drop(removed.insert(name, removal)),
@@ -240,11 +258,11 @@ impl Running {
         else {
             return Ok(());
         };
-        let registration = || section.registration.as_ref().clone();
-        let Some(id) = self.ids.get(name).copied() else {
+        let new = Arc::clone(&section.registration);
+        let registration = || new.as_ref().clone();
+        let Some(id) = self.id(name) else {
             let id = registrar.register(registration()).await?;
-            self.ids.insert(Arc::clone(name), id);
-            return Ok(());
+            return self.runs_as(name, id, new);
         };
         let done = match step {
             Step::Untouched | Step::Kept => match registrar.status(id).await {
@@ -270,11 +288,21 @@ impl Running {
         match done {
             Err(RegisterError::Unknown) => {
                 let id = registrar.register(registration()).await?;
-                self.ids.insert(Arc::clone(name), id);
-                Ok(())
+                self.runs_as(name, id, new)
             }
-            done => done,
+            Err(closed) => Err(closed),
+            Ok(()) => self.runs_as(name, id, new),
         }
+    }
+
+    fn runs_as(
+        &mut self,
+        name: &Arc<str>,
+        id: RegistrationId,
+        registration: Arc<Registration>,
+    ) -> Result<(), RegisterError> {
+        self.runs.insert(Arc::clone(name), Run { id, registration });
+        Ok(())
     }
 
     /// The version that runs.
@@ -286,20 +314,19 @@ impl Running {
     /// The registration of a section.
     #[must_use]
     pub fn id(&self, name: &str) -> Option<RegistrationId> {
-        self.ids.get(name).copied()
+        self.runs.get(name).map(|run| run.id)
     }
 
     /// All sections that run, by name.
     pub fn ids(&self) -> impl Iterator<Item = (&Arc<str>, RegistrationId)> {
-        self.ids.iter().map(|(name, id)| (name, *id))
+        self.runs.iter().map(|(name, run)| (name, run.id))
     }
 
     /// The section of a registration.
     #[must_use]
     pub fn name(&self, id: RegistrationId) -> Option<&Arc<str>> {
-        self.ids
-            .iter()
-            .find(|(_, known)| **known == id)
+        self.ids()
+            .find(|(_, known)| *known == id)
             .map(|(name, _)| name)
     }
 
@@ -315,7 +342,7 @@ impl Running {
         names
             .filter_map(|name| {
                 let detail = RegistrationDetail::of(name, self.loaded.registration(name)?);
-                let status = self.ids.get(name).and_then(|id| statuses.get(id));
+                let status = self.id(name).and_then(|id| statuses.get(&id));
                 Some(match status {
                     Some(status) => detail.with_status(status, now),
                     None => detail,

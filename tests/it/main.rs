@@ -35,6 +35,8 @@ mod pjsip_example;
 mod pjsip_gauges;
 mod pjsip_reload;
 mod pjsip_show;
+#[cfg(feature = "tokio")]
+mod pjsip_storm;
 #[cfg(all(target_os = "linux", feature = "tls"))]
 mod pjsip_transports;
 #[cfg(all(target_os = "linux", feature = "tls"))]
