@@ -140,7 +140,7 @@ impl Kind {
 }
 
 /// The other types that Asterisk has.
-const OTHER_TYPES: [&str; 15] = [
+const OTHER_TYPES: [&str; 14] = [
     "acl",
     "aor",
     "asterisk-publication",
@@ -155,7 +155,6 @@ const OTHER_TYPES: [&str; 15] = [
     "certificate",
     "profile",
     "tn",
-    "wizard",
 ];
 
 struct Loader<'a> {
