@@ -116,6 +116,9 @@ pub enum Rule {
     /// A `;--` without its `--;`.
     #[error("the comment that starts here with ;-- has no --; and hides the rest of the file")]
     UnterminatedComment,
+    /// A `;` in the middle of a word: what follows it is a comment.
+    #[error("what follows the ; is a comment: where it belongs to the value, write \\;")]
+    CutByComment,
     /// A `--;` outside a block comment.
     #[error(
         "--; ends no comment; a plain comment starts here, in Asterisk the rest of the file is lost"

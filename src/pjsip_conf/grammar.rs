@@ -124,7 +124,7 @@ impl Parser<'_> {
                 self.say(Severity::Warning, &place, Rule::LineTooLong);
                 continue;
             }
-            let bytes = self.uncomment(bytes, &mut comments, &place)?;
+            let (bytes, cut) = self.uncomment(bytes, &mut comments, &place)?;
             let trimmed = bytes.trim_ascii();
             let (text, broken) = match str::from_utf8(trimmed) {
                 Ok(text) => (text.to_owned(), false),
@@ -138,7 +138,12 @@ impl Parser<'_> {
                 None => {}
                 Some('[') => current = Some(self.header(text, &place)?),
                 Some('#') => self.directive(text, &place, current)?,
-                Some(_) => self.variable(text, broken, &place, current)?,
+                Some(_) => {
+                    self.variable(text, broken, &place, current)?;
+                    if cut {
+                        self.cut(text, &place, current);
+                    }
+                }
             }
         }
         if let Some(line) = comments.first() {
@@ -149,13 +154,15 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// The line without its comments; `comments` are the lines where the open block comments started.
+    /// The line without its comments; `comments` are the lines where the open block comments started. True where the
+    /// comment that ends it stands in the middle of a word, which may have been meant to go on.
     fn uncomment(
         &mut self,
         line: &[u8],
         comments: &mut Vec<u32>,
         place: &Place,
-    ) -> Result<Vec<u8>, Invalid> {
+    ) -> Result<(Vec<u8>, bool), Invalid> {
+        let mut cut = false;
         let mut kept = Vec::with_capacity(line.len());
         // What stands before it was looked at: neither a \ nor the - of a comment's end counts twice.
         let mut start = 0;
@@ -189,13 +196,34 @@ impl Parser<'_> {
                 at += 1;
                 start = at;
             } else if comments.is_empty() {
+                let in_word = |byte: u8| !byte.is_ascii_whitespace() && byte != b'=';
+                cut = kept.last().is_some_and(|last| in_word(*last))
+                    && byte(at + 1).is_ascii_alphanumeric();
                 break;
             } else {
                 at += 1;
                 start = at;
             }
         }
-        Ok(kept)
+        Ok((kept, cut))
+    }
+
+    /// A value that a `;` may have cut short.
+    fn cut(&mut self, text: &str, place: &Place, current: Option<usize>) {
+        let Some((name, _)) = text.split_once('=') else {
+            return;
+        };
+        let section = current.and_then(|index| self.sections.get(index));
+        self.diagnostics.push(Diagnostic {
+            severity: Severity::Warning,
+            file: Arc::clone(&place.file),
+            line: place.line,
+            section: section.map(|section| Arc::clone(&section.name)),
+            option: Some(strip(name.trim_end_matches('+')).into()),
+            // It may be a secret.
+            value: None,
+            rule: Rule::CutByComment,
+        });
     }
 
     /// `[name]`, `[name](!)`, `[name](a,b)`, `[name](+)`, `[name](+type=registration)`: the section that follows.

@@ -163,6 +163,9 @@ pub enum ResolveError {
     /// No answer within the time allowed.
     #[error("no answer from the name service")]
     Timeout,
+    /// The option `transport` names one that the agent does not have.
+    #[error("no transport named {0:?}")]
+    NoTransport(Box<str>),
     /// The name service failed.
     #[error("name service failed: {0}")]
     Failed(Arc<str>),

@@ -105,9 +105,9 @@ impl Pool {
             }
         }
         match named {
-            Some(name) if !self.transports.iter().any(|known| known.name == *name) => Err(
-                ResolveError::Failed(format!("no transport named {name:?}").into()),
-            ),
+            Some(name) if !self.transports.iter().any(|known| known.name == *name) => {
+                Err(ResolveError::NoTransport((&**name).into()))
+            }
             _ => Ok((choice.is_some_and(|one| one.is_sips()), protocols)),
         }
     }
