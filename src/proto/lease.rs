@@ -182,11 +182,17 @@ fn whose(listed: &[Listed], sent: Sent<'_>, device: Device<'_>) -> Vec<Whose> {
 
 /// Whether an answer to an un-REGISTER lists our Contact all the same, with time left
 ///
-/// Only a Contact that is ours without doubt: a sole one with our user part may well be another device's.
+/// Only the URI that was sent says so: what names this device otherwise may be of an earlier connection, and a sole Contact
+/// with our user part another device's.
 pub(crate) fn lives_on(response: &Response, sent: Sent<'_>) -> bool {
     let listed = list(response);
+    let uri = SipUri::parse(sent.uri).ok();
     named(&listed, sent)
         .iter()
+        .filter(|contact| match (&contact.uri, &uri) {
+            (Some(listed), Some(sent)) => listed.is_equivalent(sent),
+            _ => false,
+        })
         .any(|contact| contact.expires.is_some_and(|seconds| seconds > 0))
 }
 
@@ -247,12 +253,13 @@ fn uri(contact: &Contact<'_>) -> Option<SipUri> {
 }
 
 /// D8, in its order: instance and reg-id, our token, URI comparison, a sole Contact that kept what names us.
-fn ours<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
-    let named = named(listed, sent);
-    let sent = SipUri::parse(sent.uri).ok();
+fn ours<'a>(listed: &'a [Listed], sent_as: Sent<'_>) -> Vec<&'a Listed> {
+    let named = named(listed, sent_as);
+    let sent = SipUri::parse(sent_as.uri).ok();
     match (listed, &sent) {
         ([sole], Some(sent))
             if named.is_empty()
+                && !is_another_flow(sole, sent_as)
                 && sole
                     .uri
                     .as_ref()
@@ -286,12 +293,33 @@ fn named<'a>(listed: &'a [Listed], sent: Sent<'_>) -> Vec<&'a Listed> {
         },
     ];
     for rule in rules {
-        let found: Vec<_> = listed.iter().filter(|contact| rule(contact)).collect();
+        let own = listed.iter().filter(|one| !is_another_flow(one, sent));
+        let found: Vec<_> = own.filter(|contact| rule(contact)).collect();
         if !found.is_empty() {
-            return found;
+            return nearest(found, sent_uri.as_ref());
         }
     }
     Vec::new()
+}
+
+/// Of several: those with the URI that was sent, where there are such. A registrar that knows Contacts by their URIs goes on
+/// listing what an earlier connection has bound, until that ends.
+fn nearest<'a>(found: Vec<&'a Listed>, sent: Option<&SipUri>) -> Vec<&'a Listed> {
+    let is_it = |one: &&&Listed| match (&one.uri, sent) {
+        (Some(uri), Some(sent)) => uri.is_equivalent(sent),
+        _ => false,
+    };
+    match found.iter().any(|one| is_it(&one)) {
+        true => found.iter().filter(is_it).copied().collect(),
+        false => found,
+    }
+}
+
+/// Whether it is the binding of another flow of this device: over UDP all flows may have one URI (RFC 5626 §4.2.1)
+fn is_another_flow(contact: &Listed, sent: Sent<'_>) -> bool {
+    sent.instance.is_some()
+        && contact.instance.as_deref() == sent.instance
+        && matches!((&contact.reg_id, sent.reg_id), (Some(listed), Some(sent)) if listed != sent)
 }
 
 /// Whether only host and port differ: what an SBC or a NAT helper does to a Contact

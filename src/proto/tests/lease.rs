@@ -132,6 +132,41 @@ fn instance_and_reg_id_come_before_the_token_and_that_before_the_uri() {
 }
 
 #[test]
+fn a_binding_of_another_flow_is_not_ours_though_its_uri_is() {
+    let device = Sent {
+        instance: Some("<urn:x>"),
+        reg_id: Some("1"),
+        ..sent(SENT)
+    };
+    let other =
+        "Contact: <sip:alice@192.0.2.1:5060>;expires=60;+sip.instance=\"<urn:x>\";reg-id=2\r\n";
+    assert!(!granted(other, device).confirmed);
+    assert!(!lives_on(&answer(other), device));
+}
+
+#[test]
+fn what_an_earlier_connection_has_bound_shortens_nothing() {
+    let device = Sent {
+        instance: Some("<urn:x>"),
+        reg_id: Some("1"),
+        ..sent("sip:alice@192.0.2.1:40002;transport=TCP")
+    };
+    let before =
+        "<sip:alice@192.0.2.1:40001;transport=TCP>;expires=4;+sip.instance=\"<urn:x>\";reg-id=1";
+    let now =
+        "<sip:alice@192.0.2.1:40002;transport=TCP>;expires=3600;+sip.instance=\"<urn:x>\";reg-id=1";
+    let both = granted(&format!("Contact: {before}, {now}\r\n"), device);
+    assert_eq!(both.seconds, 3600);
+    assert!(!lives_on(
+        &answer(&format!("Contact: {before}\r\n")),
+        device
+    ));
+    // A sole one whose address was rewritten is ours.
+    let rewritten = granted(&format!("Contact: {before}\r\n"), device);
+    assert!(rewritten.confirmed && rewritten.seconds == 4);
+}
+
+#[test]
 fn our_parameters_are_known_again_where_the_brackets_are_gone() {
     let ours = Sent {
         line: Some("abcdefg"),
