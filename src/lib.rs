@@ -136,6 +136,7 @@
 #![cfg_attr(not(feature = "tokio"), doc = include_str!("agent_links.md"))]
 #![cfg_attr(all(doctest, feature = "dns", feature = "tls"), doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating-from-asterisk.md"))]
+#![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/softphone.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "tokio")]

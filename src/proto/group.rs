@@ -13,9 +13,11 @@ pub(crate) struct Group {
     /// In the order of their reg-ids; the first one's id is that of the registration
     members: Vec<Member>,
     /// Flows that a new configuration has no more, until their bindings are removed
-    retired: Vec<RegistrationId>,
+    retired: Vec<Retired>,
     /// Whether all of them are to stop
     stopping: bool,
+    /// What became of the bindings of those that had been left behind, since all were asked to stop
+    left: Vec<Removal>,
     /// The one that removes all bindings of the address of record
     empties: Option<RegistrationId>,
     /// Questions for credentials: as the host knows them, and whose they are
@@ -59,12 +61,23 @@ impl Member {
     }
 }
 
+/// A flow that has no place in the configuration any more
+#[derive(Debug)]
+struct Retired {
+    id: RegistrationId,
+    /// Where it stood: a registrar takes another flow of that number for the same one (RFC 5626 §6)
+    at: usize,
+    bound: bool,
+}
+
 /// What a group wants of one of its machines
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     Start(RegistrationId),
     /// Its binding is removed, for another one is all there is
     Stop(RegistrationId),
+    /// Another one has removed its binding
+    Gone(RegistrationId),
 }
 
 /// What the end of one machine means for the whole
@@ -85,6 +98,7 @@ impl Group {
             members: vec![Member::new(first, true)],
             retired: Vec::new(),
             stopping: false,
+            left: Vec::new(),
             empties: None,
             asked: Vec::new(),
             ops: 0,
@@ -114,8 +128,8 @@ impl Group {
     }
 
     /// Those that a new configuration has left behind.
-    pub(crate) fn retired(&self) -> &[RegistrationId] {
-        &self.retired
+    pub(crate) fn retired(&self) -> impl Iterator<Item = RegistrationId> + '_ {
+        self.retired.iter().map(|retired| retired.id)
     }
 
     /// Those that are to be registered.
@@ -137,10 +151,23 @@ impl Group {
 
     /// The flows beyond `keep` have no place in a new configuration: their ids.
     pub(crate) fn retire(&mut self, keep: usize) -> Vec<RegistrationId> {
-        let gone = self.members.split_off(keep.max(1).min(self.members.len()));
-        let ids: Vec<_> = gone.into_iter().map(|member| member.id).collect();
-        self.retired.extend(&ids);
+        let keep = keep.max(1).min(self.members.len());
+        let gone = self.members.split_off(keep);
+        let ids = gone.iter().map(|member| member.id).collect();
+        let gone = gone.into_iter().enumerate().map(|(at, member)| Retired {
+            id: member.id,
+            at: keep + at,
+            bound: member.bound,
+        });
+        self.retired.extend(gone);
         ids
+    }
+
+    /// Those whose binding has ended without a word, by a stop that found nothing to remove or a new configuration.
+    pub(crate) fn have_none(&mut self, ids: &[RegistrationId]) {
+        for member in self.members.iter_mut().filter(|m| ids.contains(&m.id)) {
+            (member.bound, member.reachable) = (false, false);
+        }
     }
 
     /// The flow of one of them is made anew.
@@ -159,34 +186,38 @@ impl Group {
 
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
+        self.left.clear();
         for member in &mut self.members {
             member.stopped = None;
             member.leaves = false;
         }
     }
 
-    /// One of them removes all bindings: when it has, the others hold none.
+    /// One of them has removed all bindings, which is what its next event says: the others hold none.
     pub(crate) const fn empty(&mut self, by: RegistrationId) {
         self.empties = Some(by);
     }
 
     /// A command that registers: nothing is to stop any more.
-    pub(crate) const fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         self.stopping = false;
+        self.left.clear();
     }
 
     /// What happened to one of them: what the host is told, and whose turn it is then.
     pub(crate) fn event(&mut self, id: RegistrationId, event: Event) -> (Event, Vec<Turn>) {
         let Some(at) = self.members.iter().position(|member| member.id == id) else {
-            // One that has left: it is of the flow it was, and the numbers have gone on without it.
-            let at = self.retired.iter().position(|retired| *retired == id);
-            let reg_id = self.members.len() + 1 + at.unwrap_or_default();
-            return (of_flow(reg_id, event), Vec::new());
+            return (self.retired_tells(id, event), Vec::new());
         };
-        let before = self.others(at);
         let ends = matches!(event, Event::Unregistered(_) | Event::QueryFailed(_));
         let emptied = self.empties.take_if(|by| ends && *by == id).is_some()
             && event == Event::Unregistered(Removal::Removed);
+        if emptied {
+            for member in self.members.iter_mut().filter(|m| !m.reachable) {
+                member.bound = false;
+            }
+        }
+        let before = self.others(at);
         let member = &mut self.members[at];
         let mut leads_on = false;
         let plain = match &event {
@@ -202,7 +233,7 @@ impl Group {
                 lease_left,
                 ..
             } => {
-                member.bound = lease_left.is_some();
+                member.bound &= lease_left.is_some();
                 member.reachable &= member.bound;
                 leads_on = failure.is_of_the_way();
                 !before.bound
@@ -212,7 +243,7 @@ impl Group {
                 lease_left,
                 ..
             } => {
-                member.bound = lease_left.is_some();
+                member.bound &= lease_left.is_some();
                 member.reachable &= member.bound;
                 member.gave_up = true;
                 leads_on = failure.is_of_the_way();
@@ -239,7 +270,8 @@ impl Group {
             Event::Scheduled { .. } | Event::Paused { .. } => at == 0,
             _ => false,
         };
-        let told = match plain || self.members.len() == 1 {
+        let alone = self.members.len() == 1 && self.retired.is_empty() && self.left.is_empty();
+        let told = match plain || alone {
             true => event,
             false => of_flow(at + 1, event),
         };
@@ -250,23 +282,56 @@ impl Group {
         (told, turns)
     }
 
+    /// What happened to a flow that has no place any more: while its binding is the last one, that is of the whole.
+    fn retired_tells(&mut self, id: RegistrationId, event: Event) -> Event {
+        let others = self.members.iter().any(|member| member.bound)
+            || self.retired.iter().any(|one| one.id != id && one.bound);
+        let Some(retired) = self.retired.iter_mut().find(|retired| retired.id == id) else {
+            return event;
+        };
+        let was = retired.bound;
+        retired.bound = match &event {
+            Event::Registered(_) | Event::Refreshed(_) => true,
+            Event::Expired { .. } | Event::Unregistered(_) => false,
+            Event::Rejected { lease_left, .. } | Event::GaveUp { lease_left, .. } => {
+                lease_left.is_some()
+            }
+            _ => was,
+        };
+        let turned = was != retired.bound;
+        let ends = matches!(event, Event::Unregistered(_)) && self.stopping;
+        match turned && !others && !ends {
+            true => event,
+            false => of_flow(retired.at + 1, event),
+        }
+    }
+
     /// The registrar holds nothing any more: the others are not to believe that it does.
-    fn all_gone(&self, by: RegistrationId) -> Vec<Turn> {
-        let others = self.members.iter().filter(|m| m.on && m.id != by);
-        others.map(|member| Turn::Stop(member.id)).collect()
+    fn all_gone(&mut self, by: RegistrationId) -> Vec<Turn> {
+        let others = self.members.iter_mut().filter(|m| m.id != by);
+        others
+            .map(|member| {
+                // One that is not to be registered may still hold what it could not remove; it starts after that.
+                member.leaves |= !member.on;
+                Turn::Gone(member.id)
+            })
+            .collect()
     }
 
     /// A machine has carried out a stop.
     pub(crate) fn ended(&mut self, id: RegistrationId, removal: Removal) -> Ended {
-        if let Some(at) = self.retired.iter().position(|retired| *retired == id) {
+        if let Some(at) = self.retired.iter().position(|retired| retired.id == id) {
             self.retired.remove(at);
+            if self.stopping {
+                self.left.push(removal);
+            }
             return Ended::Left;
         }
         let Some(member) = self.members.iter_mut().find(|member| member.id == id) else {
             return Ended::Goes;
         };
+        let left = std::mem::take(&mut member.leaves);
         if !self.stopping {
-            let left = std::mem::take(&mut member.leaves);
             return match left && member.on {
                 true => Ended::Starts,
                 false => Ended::Goes,
@@ -276,16 +341,29 @@ impl Group {
         Ended::Goes
     }
 
-    /// Whether all that were to stop have: the worst end of them, told once.
-    pub(crate) fn all_stopped(&mut self) -> Option<Removal> {
-        if !self.stopping {
+    /// Whether all that were to stop have: the worst end of them, told once, and whether there were several.
+    pub(crate) fn all_stopped(&mut self) -> Option<(Removal, bool)> {
+        if !self.stopping || !self.retired.is_empty() {
             return None;
         }
         let removals = self.members.iter().map(|member| member.stopped.clone());
         let removals: Option<Vec<_>> = removals.collect();
-        let worst = removals?.into_iter().max_by_key(weight)?;
+        let all: Vec<_> = removals?.into_iter().chain(self.left.drain(..)).collect();
+        let several = all.len() > 1;
+        let worst = all.into_iter().max_by_key(weight)?;
         self.stopping = false;
-        Some(worst)
+        Some((worst, several))
+    }
+
+    /// Whether the registrar has said that it knows flows from one another.
+    pub(crate) fn is_outbound(&self) -> bool {
+        self.members.iter().any(|m| m.bound && m.outbound)
+    }
+
+    /// Those that are bound.
+    pub(crate) fn bound(&self) -> impl Iterator<Item = RegistrationId> + '_ {
+        let bound = self.members.iter().filter(|member| member.bound);
+        bound.map(|member| member.id)
     }
 
     /// The others that are bound.
@@ -307,8 +385,9 @@ impl Group {
         if self.stopping {
             return Vec::new();
         }
-        let holds = |member: &Member| member.bound && member.reachable;
-        if self.members.iter().any(|m| m.bound && m.outbound) {
+        // One that is to leave does not keep the others from their turn.
+        let holds = |member: &Member| member.on && member.bound && member.reachable;
+        if self.is_outbound() {
             return self.start(usize::MAX);
         }
         if let Some(sole) = self.members.iter().position(holds) {
@@ -329,10 +408,14 @@ impl Group {
     }
 
     fn start(&mut self, most: usize) -> Vec<Turn> {
-        let waiting = self.members.iter_mut().filter(|member| !member.on);
+        let retired = &self.retired;
+        // The removal of one that had the same number is not to come after the REGISTER of the new one.
+        let is_free = |at: usize| retired.iter().all(|retired| retired.at != at);
+        let waiting = self.members.iter_mut().enumerate();
+        let waiting = waiting.filter(|(at, member)| !member.on && is_free(*at));
         waiting
             .take(most)
-            .filter_map(|member| {
+            .filter_map(|(_, member)| {
                 member.on = true;
                 member.gave_up = false;
                 // One whose binding is still being removed starts after that.
@@ -351,7 +434,11 @@ impl Group {
     fn others(&self, at: usize) -> Others {
         let others = self.members.iter().enumerate();
         let others = others.filter(|(other, _)| *other != at);
-        others.fold(Others::default(), |sum, (_, member)| Others {
+        let retired = Others {
+            bound: self.retired.iter().any(|retired| retired.bound),
+            ..Others::default()
+        };
+        others.fold(retired, |sum, (_, member)| Others {
             bound: sum.bound || member.bound,
             reachable: sum.reachable || member.bound && member.reachable,
             tries: sum.tries || member.tries(),

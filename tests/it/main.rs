@@ -62,6 +62,7 @@ mod rules_pace;
 mod rules_peer;
 mod rules_reference;
 mod rules_refresh;
+mod rules_registrar;
 mod rules_retry;
 mod rules_silence;
 mod rules_soak;

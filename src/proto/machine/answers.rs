@@ -664,7 +664,7 @@ impl Machine {
             Purpose::Query | Purpose::Reconcile => {
                 let left: Vec<&str> = self.seldom.stale.iter().map(|(uri, _)| &**uri).collect();
                 let device = lease::Device {
-                    flows: self.registration.flow_count(),
+                    flows: self.flows_to_come(),
                     left: &left,
                 };
                 let bindings = lease::bindings(response, sent, device);
@@ -703,6 +703,7 @@ impl Machine {
                 // Nothing but resume and refresh ends a pause.
                 self.plan = paused.map_or(Plan::Idle, |until| Plan::Paused { until });
                 self.reference = ReferenceStatus::Unregistered;
+                self.seldom.change().emptied = true;
                 cx.out
                     .push(Output::Event(Event::Unregistered(Removal::Removed)));
                 self.finish(cx);

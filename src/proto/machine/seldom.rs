@@ -35,6 +35,8 @@ pub(super) struct Seldom {
     pub(super) without_outbound: bool,
     /// Another flow of the same registration is up
     pub(super) others_hold: bool,
+    /// The registrar has removed all bindings, which the other flows are not told yet
+    pub(super) emptied: bool,
     /// What the last grant said of requests that the host sends
     pub(super) bearings: Option<Box<Bearings>>,
 }
@@ -65,6 +67,7 @@ static NOTHING: Seldom = Seldom {
     silent: None,
     without_outbound: false,
     others_hold: false,
+    emptied: false,
     bearings: None,
     transcript: None,
     sent_at: None,
@@ -88,6 +91,7 @@ impl Seldom {
             silent,
             without_outbound,
             others_hold,
+            emptied,
             bearings,
             transcript,
             sent_at,
@@ -103,6 +107,7 @@ impl Seldom {
             && silent.is_none()
             && !without_outbound
             && !others_hold
+            && !emptied
             && bearings.is_none()
             && transcript.is_none()
             && sent_at.is_none()

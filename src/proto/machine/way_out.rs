@@ -18,7 +18,7 @@ pub struct WayOut {
     /// Service-Route of the last grant after them (RFC 3608 §6.1)
     pub route: Box<[Box<str>]>,
     /// What goes into Contact of a request that begins a dialog: the public GRUU where there is one (RFC 5627 §4.4), else
-    /// the URI that was registered; with `ob` where the flow is an outbound one (RFC 5626 §4.3)
+    /// the URI that was registered, without `<>`; with `ob` where the flow is an outbound one (RFC 5626 §4.3)
     pub contact: Box<str>,
     /// The public GRUU, which is always the same (RFC 5627 §3.1)
     pub public_gruu: Option<Box<str>>,
@@ -92,7 +92,7 @@ impl Machine {
 
     /// Forgets bindings by these Contacts, unless the registrar tells those of this flow from others by `reg-id`.
     pub(crate) fn let_go(&mut self, contacts: &[Box<str>]) {
-        if self.is_outbound() {
+        if self.is_outbound() || contacts.is_empty() {
             return;
         }
         let theirs = |contact: &str| contacts.iter().any(|other| **other == *contact);
@@ -108,6 +108,33 @@ impl Machine {
         if !mine && under_way.is_none_or(theirs) {
             self.may_live = None;
         }
+    }
+
+    /// Nothing of this registration is bound any more, by what another flow has removed.
+    pub(crate) fn let_all_go(&mut self) {
+        self.lease = None;
+        if let Some(seldom) = self.seldom.there() {
+            seldom.stale.clear();
+        }
+        if !matches!(self.plan, Plan::Cycle(_)) {
+            self.may_live = None;
+        }
+    }
+
+    /// Whether all bindings were removed since this was asked last.
+    pub(crate) fn take_emptied(&mut self) -> bool {
+        let seldom = self.seldom.there();
+        seldom.is_some_and(|seldom| std::mem::take(&mut seldom.emptied))
+    }
+
+    /// How many flows there are, by the configuration in force and by those that wait: a flow of the next one may be up
+    /// before this machine comes to it.
+    pub(super) fn flows_to_come(&self) -> Option<u8> {
+        let waiting = self.seldom.then.iter().filter_map(|then| match then {
+            Then::Reconfigure(to) | Then::Replace(to) => to.flow_count(),
+            _ => None,
+        });
+        waiting.chain(self.registration.flow_count()).max()
     }
 
     /// Whether the last grant said `Require: outbound`.

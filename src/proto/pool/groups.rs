@@ -98,6 +98,15 @@ impl Pool {
         let Some(group) = self.groups.of_mut(id) else {
             return;
         };
+        let registers = matches!(
+            input,
+            Input::Refresh | Input::Reregister | Input::RetryCredentials
+        );
+        if registers && group.on().next().is_none() {
+            // Nobody's turn: whose it is now starts, which is what is asked for.
+            group.go_on();
+            return self.take_turns(cx, id);
+        }
         let on: Vec<_> = group.on().collect();
         match input {
             Input::Refresh => {
@@ -139,12 +148,12 @@ impl Pool {
             }
             Input::RemoveAll => {
                 let speaker = group.speaker().unwrap_or(id);
-                group.empty(speaker);
                 self.feed(cx, speaker, Input::RemoveAll);
             }
             Input::Stop(within) => {
                 group.stop();
-                for id in self.members(id) {
+                let all: Vec<_> = group.ids().chain(group.retired()).collect();
+                for id in all {
                     self.feed(cx, id, Input::Stop(within));
                 }
             }
@@ -233,9 +242,24 @@ impl Pool {
 
     /// What one machine tells is told of its registration.
     pub(super) fn tell(&mut self, cx: &mut Out<'_>, id: RegistrationId, event: Event) {
-        let Some((owner, group)) = self.groups.of_member_mut(id) else {
+        let owner = self.groups.owner(id);
+        let emptied = event == Event::Unregistered(Removal::Removed)
+            && self
+                .entry_mut(id)
+                .is_some_and(|entry| entry.machine.take_emptied());
+        let Some(group) = self.groups.of(owner) else {
             return cx.out.push(PoolOutput::Event(id, event));
         };
+        let bound: Vec<_> = group.bound().filter(|other| *other != id).collect();
+        let holds = |id: &RegistrationId| self.status_of(*id).is_some_and(|s| s.is_registered());
+        let ended: Vec<_> = bound.into_iter().filter(|id| !holds(id)).collect();
+        let Some(group) = self.groups.of_mut(owner) else {
+            return;
+        };
+        group.have_none(&ended);
+        if emptied {
+            group.empty(id);
+        }
         let (told, turns) = group.event(id, event);
         cx.out.push(PoolOutput::Event(owner, told));
         self.carry_turns(cx, turns);
@@ -251,6 +275,15 @@ impl Pool {
             match turn {
                 Turn::Start(id) => self.feed(cx, id, Input::Start),
                 Turn::Stop(id) => self.end_flow(cx, id),
+                Turn::Gone(id) => {
+                    // One whose flow is up says so itself.
+                    let lease = self.status_of(id).and_then(|status| status.lease);
+                    let dead = lease.is_some_and(|lease| lease.flow.is_none());
+                    if let Some(entry) = self.entry_mut(id).filter(|_| dead) {
+                        entry.machine.let_all_go();
+                    }
+                    self.feed(cx, id, Input::Stop(REMOVAL));
+                }
             }
         }
     }
@@ -258,10 +291,11 @@ impl Pool {
     /// Removes the binding of a flow that is not wanted any more.
     ///
     /// Over UDP all flows may have one Contact. A registrar without outbound has one binding of it then, and that is the
-    /// other flow's now: what may still be there of this one is the same.
+    /// other flow's now: what may still be there of this one is the same. One with outbound has another of each flow.
     fn end_flow(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
         let group = self.groups.of(self.groups.owner(id));
         let contacts: Vec<_> = group
+            .filter(|group| !group.is_outbound())
             .into_iter()
             .flat_map(|group| group.bound_beside(id))
             .filter_map(|other| self.entry(other)?.machine.contact())
@@ -288,6 +322,8 @@ impl Pool {
             Ended::Left => {
                 self.groups.owners.remove(&id);
                 self.forget(cx, id);
+                // A new one with its number may have waited for that.
+                self.take_turns(cx, owner);
             }
         }
         self.all_stopped(cx, owner);
@@ -298,10 +334,10 @@ impl Pool {
         let Some(group) = self.groups.of_mut(owner) else {
             return;
         };
-        let Some(worst) = group.all_stopped() else {
+        let Some((worst, several)) = group.all_stopped() else {
             return;
         };
-        if worst != Removal::NeverBound && group.ids().count() > 1 {
+        if worst != Removal::NeverBound && several {
             let told = Event::Unregistered(worst.clone());
             cx.out.push(PoolOutput::Event(owner, told));
         }
@@ -316,7 +352,7 @@ impl Pool {
         let Some(group) = self.groups.by_id.remove(&id) else {
             return;
         };
-        for flow in group.ids().chain(group.retired().iter().copied()) {
+        for flow in group.ids().chain(group.retired()) {
             self.groups.owners.remove(&flow);
             self.forget(cx, flow);
         }

@@ -376,7 +376,18 @@ impl Pool {
     #[must_use]
     pub fn status(&self, id: RegistrationId) -> Option<Status> {
         match self.groups.of(id) {
-            Some(group) => group::fold(group.ids().filter_map(|id| self.status_of(id))),
+            Some(group) => {
+                let status = group::fold(group.ids().filter_map(|id| self.status_of(id)));
+                // While nothing else is bound, what is still being removed is what calls come by.
+                let last = group.retired().filter_map(|id| self.status_of(id));
+                let last = last.filter(Status::is_registered);
+                match status {
+                    Some(status) if !status.is_registered() => {
+                        group::fold([status].into_iter().chain(last))
+                    }
+                    status => status,
+                }
+            }
             None => self.status_of(id).filter(|_| self.groups.owner(id) == id),
         }
     }

@@ -189,7 +189,7 @@ fn a_stop_is_over_when_the_last_flow_has_stopped_and_the_worst_end_counts() {
     // One that comes meanwhile has nothing to stop.
     group.push(id(4));
     assert_eq!(group.ended(id(2), Removal::Refused(500)), Ended::Goes);
-    assert_eq!(group.all_stopped(), Some(Removal::Unanswered));
+    assert_eq!(group.all_stopped(), Some((Removal::Unanswered, true)));
     assert_eq!(group.all_stopped(), None);
     // The last one that is waited for may leave instead.
     group.stop();
@@ -197,7 +197,9 @@ fn a_stop_is_over_when_the_last_flow_has_stopped_and_the_worst_end_counts() {
         group.ended(id(number), Removal::Removed);
     }
     assert_eq!(group.retire(3), [id(4)]);
-    assert_eq!(group.all_stopped(), Some(Removal::Removed));
+    assert_eq!(group.all_stopped(), None);
+    assert_eq!(group.ended(id(4), Removal::Removed), Ended::Left);
+    assert_eq!(group.all_stopped(), Some((Removal::Removed, true)));
 }
 
 #[test]
@@ -207,7 +209,7 @@ fn when_all_bindings_were_removed_the_others_let_go_of_theirs() {
     let (_, turns) = group.event(id(1), Event::Unregistered(Removal::Removed));
     assert_eq!(turns, [], "that was not the one");
     let (_, turns) = group.event(id(2), Event::Unregistered(Removal::Removed));
-    assert_eq!(turns, [Turn::Stop(id(1)), Turn::Stop(id(3))]);
+    assert_eq!(turns, [Turn::Gone(id(1)), Turn::Gone(id(3))]);
     assert_eq!(group.ended(id(1), Removal::Removed), Ended::Goes);
 
     let mut group = bound();
@@ -222,7 +224,7 @@ fn flows_that_are_no_more_leave_and_one_stays() {
     assert_eq!(group.retire(0), [id(2), id(3)]);
     assert_eq!(group.ids().collect::<Vec<_>>(), [id(1)]);
     assert_eq!(group.ended(id(3), Removal::Removed), Ended::Left);
-    assert_eq!(group.retired(), [id(2)]);
+    assert_eq!(group.retired().collect::<Vec<_>>(), [id(2)]);
     // The one that is left takes its turn, if it was waiting.
     let mut group = self::group();
     group.event(id(1), failed(Failure::Timeout, None));

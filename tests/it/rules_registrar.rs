@@ -1,0 +1,685 @@
+//! Random lives of registrations with several flows at a registrar that keeps bindings as RFC 3261 §10.3 and RFC 5626 §6
+//! say: what it holds is what the status says.
+
+use sip_registration::testkit::{Reply, SentRequest, Sim};
+use sip_registration::*;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const URN: &str = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
+const FOREIGN: &str = "sip:bob@192.0.2.77:5060";
+
+// ---- the registrar
+
+#[derive(Debug, Clone)]
+struct Binding {
+    uri: SipUri,
+    instance: Option<String>,
+    /// There where the flow is what is bound (RFC 5626 §6)
+    flow: Option<u32>,
+    reg_id: Option<u32>,
+    call_id: String,
+    cseq: u32,
+    until: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Registrar {
+    outbound: bool,
+    /// Asks for a password
+    asks: bool,
+    /// Lists what it was given beside the URI
+    echoes: bool,
+    /// Edges that put no `ob` into Path
+    without_ob: HashSet<u8>,
+    bindings: Vec<Binding>,
+    /// The answers given, for retransmissions
+    answered: HashMap<String, Reply>,
+}
+
+fn edge(request: &SentRequest) -> u8 {
+    match request.target().address().ip() {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(_) => 0,
+    }
+}
+
+impl Registrar {
+    fn foreign(&mut self) {
+        self.bindings.push(Binding {
+            uri: SipUri::parse(FOREIGN).expect("a URI"),
+            instance: None,
+            flow: None,
+            reg_id: None,
+            call_id: "foreign".to_owned(),
+            cseq: 1,
+            until: Duration::MAX,
+        });
+    }
+
+    fn ours(&mut self, now: Duration) -> Vec<&Binding> {
+        self.bindings.retain(|binding| binding.until > now);
+        let ours = self.bindings.iter();
+        ours.filter(|binding| binding.call_id != "foreign")
+            .collect()
+    }
+
+    fn has_foreign(&self) -> bool {
+        self.bindings.iter().any(|one| one.call_id == "foreign")
+    }
+
+    fn serve(&mut self, now: Duration, request: &SentRequest) -> Reply {
+        let branch = request.header("Via").expect("a Via").into_owned();
+        if let Some(reply) = self.answered.get(&branch) {
+            return reply.clone();
+        }
+        let reply = self.register(now, request);
+        self.answered.insert(branch, reply.clone());
+        reply
+    }
+
+    fn register(&mut self, now: Duration, request: &SentRequest) -> Reply {
+        if self.asks && request.header("Authorization").is_none() {
+            return Reply::challenge("r", "n");
+        }
+        self.bindings.retain(|binding| binding.until > now);
+        let call_id = request.header("Call-ID").expect("a Call-ID").into_owned();
+        let (cseq, _) = request.cseq().expect("a CSeq");
+        let edge = edge(request);
+        let all = request.delta_seconds("Expires");
+        let supports = request.option_tags("Supported");
+        let knows = self.outbound && supports.iter().any(|tag| tag == "outbound");
+        // Worked out as a whole or not at all (§10.3, step 7).
+        let mut bindings = self.bindings.clone();
+        let mut by_flow = false;
+        for contact in request.contacts() {
+            if contact.is_star() {
+                if all != Some(0) {
+                    return Reply::status(400);
+                }
+                let late = |one: &Binding| one.call_id == call_id && one.cseq >= cseq;
+                if bindings.iter().any(late) {
+                    return Reply::status(500);
+                }
+                bindings.clear();
+                continue;
+            }
+            let uri = SipUri::parse(contact.uri()).expect("a Contact URI");
+            let instance = contact
+                .param("+sip.instance")
+                .map(|id| id.text().into_owned());
+            let reg_id = contact
+                .param("reg-id")
+                .and_then(|id| id.text().parse().ok());
+            let expires = contact.param("expires").and_then(|s| s.text().parse().ok());
+            let expires = expires.or(all).unwrap_or(3600);
+            if knows && reg_id.is_some() && instance.is_some() && self.without_ob.contains(&edge) {
+                return Reply::status(439);
+            }
+            let flow = reg_id.filter(|_| knows && instance.is_some());
+            by_flow |= flow.is_some();
+            let same = |one: &Binding| match flow {
+                Some(_) => one.flow == flow && one.instance == instance,
+                None => one.flow.is_none() && one.uri.is_equivalent(&uri),
+            };
+            if let Some(at) = bindings.iter().position(same) {
+                let old = bindings.remove(at);
+                if old.call_id == call_id && old.cseq >= cseq {
+                    return Reply::status(500);
+                }
+            }
+            if expires > 0 {
+                bindings.push(Binding {
+                    uri,
+                    instance,
+                    flow,
+                    reg_id,
+                    call_id: call_id.clone(),
+                    cseq,
+                    until: now + secs(expires.into()),
+                });
+            }
+        }
+        self.bindings = bindings;
+        let mut reply = Reply::status(200);
+        for one in &self.bindings {
+            let left = one.until.saturating_sub(now).as_secs().min(3600);
+            let mut value = format!("<{}>;expires={left}", one.uri);
+            if self.echoes || self.outbound {
+                if let Some(instance) = &one.instance {
+                    value.push_str(&format!(
+                        ";+sip.instance=\"{}\"",
+                        instance.trim_matches('"')
+                    ));
+                }
+                if let Some(reg_id) = &one.reg_id {
+                    value.push_str(&format!(";reg-id={reg_id}"));
+                }
+            }
+            reply = reply.header("Contact", &value);
+        }
+        match by_flow {
+            true => reply.header("Require", "outbound"),
+            false => reply,
+        }
+    }
+}
+
+// ---- the world
+
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    outbound: bool,
+    asks: bool,
+    echoes: bool,
+    tcp: bool,
+    /// How many edges put no `ob` into Path
+    plain_edges: u8,
+    /// Whether edges die, answers are lost, and the flows fail
+    faults: bool,
+    fallback: bool,
+}
+
+fn account(kind: Kind, flows: u8, agent: &str) -> Registration {
+    let transport = if kind.tcp { "tcp" } else { "udp" };
+    let mut policy = Policy::persistent();
+    policy.retry.jitter = 0.0;
+    let mut builder = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+        .contact_user("alice")
+        .instance(InstanceId::parse(URN).expect("a urn"))
+        .outbound(true)
+        .outbound_proxy(format!("sip:192.0.2.11;lr;transport={transport}"))
+        .outbound_auth(Credentials::password("alice", "secret"))
+        .max_random_initial_delay(Duration::ZERO)
+        .user_agent(agent)
+        .policy(policy);
+    for flow in 1..flows {
+        builder = builder.further_flow(format!(
+            "sip:192.0.2.{};lr;transport={transport}",
+            11 + flow
+        ));
+    }
+    if kind.fallback && flows == 1 {
+        builder = builder.fallback_proxy(format!("sip:192.0.2.19;lr;transport={transport}"));
+    }
+    builder.build().expect("a good configuration")
+}
+
+struct World {
+    sim: Sim,
+    registrar: Registrar,
+    kind: Kind,
+    random: Entropy,
+    dead: HashSet<u8>,
+    open: Vec<SentRequest>,
+    /// What the events say of the whole
+    told: bool,
+    path: Vec<String>,
+    stops: usize,
+    /// Since when the events and the status differ
+    differ: Option<Duration>,
+    dones: usize,
+    /// Call-ID to the CSeq that is not answered yet
+    outstanding: HashMap<String, u32>,
+    /// Whether answers are lost
+    losing: bool,
+    emptied: bool,
+    /// A stop is under way, which is told at its end, or has left a binding that is believed to be there
+    stopping: bool,
+    /// Until when the registrar may hold what was under way in a sleep
+    doubt: Duration,
+    /// When a command came last
+    touched: Duration,
+}
+
+impl World {
+    fn new(seed: u64, kind: Kind) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let mut random = Entropy::from_seed(bytes);
+        let mut sim = Sim::seeded(bytes, []);
+        sim.answer_keep_alives(Some(([192, 0, 2, 1], 5060).into()));
+        let mut registrar = Registrar {
+            outbound: kind.outbound,
+            asks: kind.asks,
+            echoes: kind.echoes,
+            without_ob: (0..kind.plain_edges).map(|nth| 11 + nth).collect(),
+            ..Registrar::default()
+        };
+        registrar.foreign();
+        let flows = 1 + random.below(4) as u8;
+        sim.add(account(kind, flows, "a"));
+        Self {
+            sim,
+            registrar,
+            kind,
+            random,
+            dead: HashSet::new(),
+            open: Vec::new(),
+            told: false,
+            path: vec![format!("{kind:?} {seed} {flows} flows")],
+            stops: 0,
+            differ: None,
+            dones: 0,
+            outstanding: HashMap::new(),
+            losing: kind.faults,
+            emptied: false,
+            stopping: false,
+            doubt: Duration::ZERO,
+            touched: Duration::ZERO,
+        }
+    }
+
+    fn say(&mut self, what: String) {
+        let at = self.sim.elapsed().as_secs_f32();
+        self.path.push(format!("{at:.1} {what}"));
+    }
+
+    fn command(&mut self, input: Input<'_>) {
+        let id = self.sim.id();
+        self.say(format!("{input:?}"));
+        self.sim.with(|pool, cx| pool.handle(cx, id, input));
+    }
+
+    /// Takes over what went out and what was told.
+    fn look(&mut self) {
+        for request in self.sim.all_sent() {
+            if request.method() != "REGISTER" {
+                continue;
+            }
+            let call_id = request.header("Call-ID").expect("a Call-ID").into_owned();
+            let (cseq, _) = request.cseq().expect("a CSeq");
+            let again = self.outstanding.insert(call_id, cseq) == Some(cseq);
+            let line = format!(
+                "> edge {} flow {:?} {} {:?} contact {:?} expires {:?}{}",
+                edge(&request),
+                request.flow(),
+                cseq,
+                request
+                    .header("Call-ID")
+                    .map(|id| id[..6.min(id.len())].to_owned()),
+                request.headers("Contact").collect::<Vec<_>>(),
+                request.header("Expires"),
+                if again { " again" } else { "" },
+            );
+            self.say(line);
+            self.open.push(request);
+        }
+        for (_, event) in self.sim.all_events() {
+            self.say(format!("! {event}"));
+            match &event {
+                Event::Registered(_) => {
+                    assert!(self.stopping || !self.told, "told twice: {}", self.story());
+                    self.told = true;
+                    self.stopping &= self.dones < self.stops;
+                }
+                Event::Refreshed(_) => assert!(self.told, "never told: {}", self.story()),
+                Event::Expired { .. } | Event::Unregistered(Removal::Removed) => self.told = false,
+                // Whether it is still bound says the status: what was refused with 200 is.
+                Event::Unregistered(_) => self.told &= self.sim.status().is_registered(),
+                Event::Rejected {
+                    lease_left: None, ..
+                }
+                | Event::GaveUp {
+                    lease_left: None, ..
+                } => {
+                    self.told = false;
+                }
+                _ => {}
+            }
+        }
+        for removal in self.sim.removals() {
+            self.say(format!("done {removal}"));
+            self.dones += 1;
+            self.stopping = !matches!(removal, Removal::Removed | Removal::NeverBound);
+            let id = self.sim.id();
+            let status = self.sim.pool().status(id);
+            self.told = status.is_some_and(|status| status.is_registered());
+        }
+    }
+
+    fn story(&self) -> String {
+        let flows = self.sim.pool().flow_statuses(self.sim.id());
+        let tail = self.path.len().saturating_sub(70);
+        format!(
+            "{}\n{}\nregistrar {:#?}\nstatus {:?}",
+            self.path[0],
+            self.path[tail.max(1)..].join("\n"),
+            self.registrar.bindings,
+            flows
+                .iter()
+                .map(|(n, s)| (*n, s.lease.is_some(), s.is_reachable(), s.activity))
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    /// Answers one request, or loses it.
+    fn serve(&mut self, nth: usize) {
+        let request = self.open.remove(nth);
+        let edge = edge(&request);
+        if self.dead.contains(&edge) {
+            return;
+        }
+        let reply = self.registrar.serve(self.sim.elapsed(), &request);
+        if self.losing && self.random.below(12) == 0 {
+            return self.say("the answer is lost".to_owned());
+        }
+        let line = format!("< {:?} {}", request.cseq().map(|(n, _)| n), {
+            let text = reply.to(&request);
+            String::from_utf8_lossy(&text)
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        });
+        self.say(line);
+        let call_id = request.header("Call-ID").expect("a Call-ID").into_owned();
+        self.outstanding.remove(&call_id);
+        self.sim.reply(&request, reply);
+    }
+
+    fn serve_all(&mut self) {
+        loop {
+            self.look();
+            if self.open.is_empty() {
+                return;
+            }
+            self.serve(0);
+        }
+    }
+
+    fn step(&mut self) {
+        let id = self.sim.id();
+        let step = self.random.below(34);
+        if step < 17 {
+            self.touched = self.sim.elapsed();
+        }
+        match step {
+            0 => self.command(Input::Refresh),
+            1 => self.command(Input::Reregister),
+            2 => self.command(Input::Query),
+            3 => self.command(Input::Reconcile),
+            4 => {
+                self.emptied = true;
+                self.command(Input::RemoveAll);
+            }
+            5 => {
+                let until = Some(self.sim.now() + secs(self.random.below(4000)));
+                let unregister = self.random.below(2) == 0;
+                self.command(Input::Pause { until, unregister });
+            }
+            6 | 7 => self.command(Input::Resume),
+            8 => {
+                self.stopping = true;
+                self.stops += 1;
+                let within = secs(5 + self.random.below(40));
+                self.command(Input::Stop(within));
+            }
+            9 | 10 => {
+                let flows = 1 + self.random.below(4) as u8;
+                let agent = if self.random.below(2) == 0 { "a" } else { "b" };
+                self.say(format!("reconfigure to {flows} {agent}"));
+                let to = Arc::new(account(self.kind, flows, agent));
+                self.sim.with(|pool, cx| pool.reconfigure(cx, id, to));
+            }
+            11 => {
+                self.say("network changed".to_owned());
+                self.sim.with(|pool, cx| pool.network_changed(cx));
+            }
+            12 => {
+                let by = secs(self.random.below(5000));
+                self.say(format!("clock jump {by:?}"));
+                // The registrar's clock goes on as well, and what was under way is lost.
+                if !self.open.is_empty() {
+                    self.doubt = self.sim.elapsed() + secs(3700);
+                }
+                self.open.clear();
+                for binding in &mut self.registrar.bindings {
+                    binding.until = binding.until.saturating_sub(by);
+                    if binding.call_id == "foreign" {
+                        binding.until = Duration::MAX;
+                    }
+                }
+                self.sim.with(|pool, cx| pool.clock_jump(cx, by));
+            }
+            13 if self.kind.faults => {
+                let edge = 11 + self.random.below(4) as u8;
+                self.say(format!("edge {edge} dies"));
+                self.dead.insert(edge);
+                let gone: Vec<_> = self.sim.pool().flows_of(id);
+                if self.kind.tcp {
+                    for flow in gone {
+                        let statuses = self.sim.pool().flow_statuses(id);
+                        let there = statuses.iter().any(|(n, status)| {
+                            10 + n == edge
+                                && status.lease.as_ref().is_some_and(|l| l.flow == Some(flow))
+                        });
+                        if there {
+                            self.sim.fail_flow(flow, FlowError::Reset);
+                        }
+                    }
+                }
+            }
+            14 | 15 if self.kind.faults => {
+                let edge = 11 + self.random.below(4) as u8;
+                self.say(format!("edge {edge} is there"));
+                self.dead.remove(&edge);
+            }
+            16 if self.kind.faults && self.kind.outbound => {
+                let flows = self.sim.pool().flows_of(id);
+                if let Some(flow) = flows.first().copied() {
+                    self.say(format!("{flow:?} fails"));
+                    self.sim.fail_flow(flow, FlowError::Reset);
+                }
+            }
+            17..=20 => {
+                let by = [0, 1, 30, 300, 3600][self.random.below(5) as usize];
+                let by = Duration::from_millis(by * (1 + self.random.below(1000)));
+                self.run(by);
+            }
+            21..=24 if !self.open.is_empty() => {
+                let nth = self.random.below(self.open.len() as u64) as usize;
+                self.serve(nth);
+            }
+            _ => {
+                let by = Duration::from_millis(self.random.below(200));
+                self.run(by);
+            }
+        }
+        self.look();
+    }
+
+    /// Time goes by, and the registrar answers.
+    fn run(&mut self, by: Duration) {
+        let end = self.sim.elapsed() + by;
+        loop {
+            self.serve_all();
+            self.check();
+            let left = end.saturating_sub(self.sim.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let step = self.sim.deadline().unwrap_or(left).min(left);
+            self.sim.advance(step.max(Duration::from_millis(1)));
+        }
+    }
+
+    /// The same, while nothing goes wrong.
+    fn quiet(&mut self, by: Duration) {
+        self.losing = false;
+        self.run(by);
+    }
+
+    fn check(&mut self) {
+        let id = self.sim.id();
+        let status = self.sim.pool().status(id).expect("it is there");
+        let flows = self.sim.pool().flow_statuses(id);
+        for (_, flow) in &flows {
+            if !matches!(flow.activity, Activity::Idle | Activity::Paused) {
+                assert!(self.sim.deadline().is_some(), "wedged: {}", self.story());
+            }
+        }
+        // What another flow has removed is believed to be there while a request of its own is under way, at most that long.
+        // What could not be removed by an edge that is dead is no way to be reached, but it is there (D18).
+        let same = match status.is_registered() {
+            true => self.told || !status.is_reachable(),
+            false => !self.told,
+        };
+        let same = same || self.stopping;
+        let now = self.sim.elapsed();
+        self.differ = (!same).then(|| self.differ.unwrap_or(now));
+        let long = self.differ.is_some_and(|since| now > since + secs(40));
+        assert!(
+            !long,
+            "told {} but it is {}: {}",
+            self.told,
+            status.is_registered(),
+            self.story()
+        );
+        assert!(
+            self.emptied || self.registrar.has_foreign(),
+            "a foreign binding is gone: {}",
+            self.story()
+        );
+        let rests = self.sim.elapsed() > self.touched + secs(120);
+        if !self.kind.faults && rests && !self.sim.pool().is_busy() {
+            self.agree(!self.kind.tcp || self.kind.outbound && self.kind.plain_edges == 0);
+        }
+    }
+
+    /// What the registrar holds is what the status says.
+    ///
+    /// Over TCP each connection is a Contact of its own: where one was left with a REGISTER under way, what that has bound
+    /// stays until it ends (D18).
+    fn agree(&mut self, exactly: bool) {
+        let now = self.sim.elapsed();
+        let flows = self.sim.pool().flow_statuses(self.sim.id());
+        let bound: Vec<_> = flows.iter().filter(|(_, s)| s.is_registered()).collect();
+        let held = self.registrar.ours(now).len();
+        let want = bound.len();
+        // A pause leaves in doubt what was under way.
+        let paused = |(_, status): &(u8, Status)| status.activity == Activity::Paused;
+        let exactly = exactly && now > self.doubt && !flows.iter().any(paused);
+        let fits = held == want || !exactly && held > want;
+        assert!(fits, "{held} held, {want} by the status: {}", self.story());
+    }
+}
+
+fn life(seed: u64, kind: Kind) {
+    let mut world = World::new(seed, kind);
+    for _ in 0..150 {
+        world.step();
+    }
+    // All is well again, and what is left over has ended.
+    world.say("well again".to_owned());
+    world.dead.clear();
+    let id = world.sim.id();
+    world.quiet(secs(200));
+    world.sim.with(|pool, cx| pool.retry_credentials(cx, id));
+    world.command(Input::Resume);
+    world.command(Input::Refresh);
+    world.quiet(secs(4 * 3600));
+    let flows = world.sim.pool().flow_statuses(id);
+    assert!(world.sim.status().is_reachable(), "{}", world.story());
+    if kind.outbound && kind.plain_edges == 0 {
+        let up = flows.iter().all(|(_, status)| status.is_reachable());
+        assert!(up, "a flow is not up: {}", world.story());
+    }
+    world.agree(true);
+
+    world.say("remove".to_owned());
+    let dones = world.dones;
+    world.sim.remove(id, secs(35));
+    world.serve_all();
+    for _ in 0..80 {
+        world.sim.advance(secs(1));
+        world.serve_all();
+    }
+    assert_eq!(world.dones, dones + 1, "{}", world.story());
+    let left = world.registrar.ours(world.sim.elapsed()).len();
+    assert_eq!(left, 0, "left behind: {}", world.story());
+    assert!(world.sim.pool().is_empty(), "{}", world.story());
+    assert_eq!(world.sim.deadline(), None, "{}", world.story());
+    assert_eq!(world.sim.pool().held(), 0, "{}", world.story());
+}
+
+/// Those in which something was found that is seldom
+const FOUND: [u64; 9] = [1002, 1014, 1042, 1055, 1091, 1121, 1138, 1218, 1247];
+
+fn lives(kind: Kind, count: u64) {
+    for seed in (0..count).chain(FOUND) {
+        life(seed, kind);
+    }
+}
+
+const CALM: Kind = Kind {
+    outbound: true,
+    asks: false,
+    echoes: true,
+    tcp: false,
+    plain_edges: 0,
+    faults: false,
+    fallback: false,
+};
+
+#[test]
+fn a_registrar_that_does_outbound_holds_what_the_status_says() {
+    for tcp in [false, true] {
+        for asks in [false, true] {
+            lives(Kind { tcp, asks, ..CALM }, 24);
+        }
+    }
+}
+
+#[test]
+fn a_registrar_that_knows_contacts_only_holds_what_the_status_says() {
+    for tcp in [false, true] {
+        for echoes in [false, true] {
+            let kind = Kind {
+                outbound: false,
+                tcp,
+                echoes,
+                ..CALM
+            };
+            lives(kind, 24);
+        }
+    }
+}
+
+#[test]
+fn edges_that_are_none_leave_the_others_bound() {
+    for tcp in [false, true] {
+        for plain_edges in [1, 2, 4] {
+            let kind = Kind {
+                tcp,
+                plain_edges,
+                ..CALM
+            };
+            lives(kind, 16);
+        }
+    }
+}
+
+#[test]
+fn edges_that_die_and_answers_that_are_lost_leave_nothing_behind() {
+    for outbound in [false, true] {
+        for tcp in [false, true] {
+            for fallback in [false, true] {
+                let kind = Kind {
+                    outbound,
+                    tcp,
+                    fallback,
+                    faults: true,
+                    ..CALM
+                };
+                lives(kind, 16);
+            }
+        }
+    }
+}
