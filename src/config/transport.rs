@@ -219,6 +219,12 @@ impl TransportConfig {
         self.external_signaling_port
     }
 
+    /// The networks towards which the external address is not used, each as `10.0.0.0/8`.
+    pub fn local_net(&self) -> impl Iterator<Item = String> + '_ {
+        let nets = self.local_net.iter();
+        nets.map(|net| format!("{}/{}", net.address, net.length))
+    }
+
     /// Whether `remote` is in a local network, so that the external address is not for it.
     #[must_use]
     pub fn is_local(&self, remote: IpAddr) -> bool {

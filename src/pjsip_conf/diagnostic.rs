@@ -30,8 +30,16 @@ impl fmt::Display for Severity {
 
 /// One finding in a `pjsip.conf`
 ///
-/// `Display` is one line. The value is never that of a secret, nor that of an option that is unknown: it may be a
-/// secret with its name misspelt.
+/// `Display` is one line. All that is wrong with a section is told, not just the first thing; of one line, at least
+/// the first.
+/// What a finding does not have:
+///
+/// * a section, where the line stands before the first one;
+/// * an option, where it is about a whole line (no `=`, no name, a comment, too long) or a whole section (its header,
+///   its name, no `type`, a second one of its name, what a reload keeps);
+/// * a value, where the option is not there or is for a secret, and where nobody knows what it is for, as it may be a
+///   secret then: an unknown option or directive, `#exec`, a line that is cut by a comment, is no UTF-8, or stands
+///   before the first section.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Diagnostic {
@@ -41,9 +49,10 @@ pub struct Diagnostic {
     pub file: Arc<str>,
     /// The line, counted from 1; 0 where it is about the whole file
     pub line: u32,
-    /// The section it is about, which for an inherited line is not the one that the line is in
+    /// The section it is about, which for an inherited line is not the one that the line is in; of what is no option,
+    /// the section in which it stands
     pub section: Option<Arc<str>>,
-    /// The option, as it was written
+    /// The option, as it was written, or the one that is missing; a directive with its `#`
     pub option: Option<Arc<str>>,
     /// Its value, shortened; passwords in URIs are masked
     pub value: Option<Arc<str>>,

@@ -48,6 +48,7 @@ pub(super) fn parse(files: &dyn Files, path: &str) -> Parsed {
         by_name: HashMap::new(),
         diagnostics: Vec::new(),
         including: Vec::new(),
+        standing: None,
         read: 0,
         variables: 0,
     };
@@ -99,6 +100,8 @@ struct Parser<'a> {
     diagnostics: Vec<Diagnostic>,
     /// The files that are being read, the innermost last.
     including: Vec<String>,
+    /// The section in which the line stands that is being read; none before the first.
+    standing: Option<usize>,
     read: usize,
     variables: usize,
 }
@@ -120,6 +123,7 @@ impl Parser<'_> {
                 file: Arc::clone(&file),
                 line,
             };
+            self.standing = current;
             if bytes.len() > LONGEST_LINE {
                 self.say(Severity::Warning, &place, Rule::LineTooLong);
                 continue;
@@ -129,8 +133,21 @@ impl Parser<'_> {
             let (text, broken) = match str::from_utf8(trimmed) {
                 Ok(text) => (text.to_owned(), false),
                 Err(_) => {
-                    self.say(Severity::Error, &place, Rule::NotUtf8);
-                    (String::from_utf8_lossy(trimmed).into_owned(), true)
+                    let text = String::from_utf8_lossy(trimmed).into_owned();
+                    match text.strip_prefix('[') {
+                        Some(header) => {
+                            let name = header.split(']').next().unwrap_or_default().into();
+                            self.about(Severity::Error, &place, &name, Rule::NotUtf8);
+                        }
+                        None => {
+                            let option = match text.starts_with('#') {
+                                true => Some(word(&text)),
+                                false => option(&text),
+                            };
+                            self.say_option(Severity::Error, &place, option, Rule::NotUtf8);
+                        }
+                    }
+                    (text, true)
                 }
             };
             let text = strip(&text);
@@ -140,12 +157,15 @@ impl Parser<'_> {
                 Some('#') => self.directive(text, &place, current)?,
                 Some(_) => {
                     self.variable(text, broken, &place, current)?;
-                    if cut {
-                        self.cut(text, &place, current);
+                    // It may be a secret: no value is shown.
+                    if let Some(option) = option(text).filter(|_| cut) {
+                        let rule = Rule::CutByComment;
+                        self.say_option(Severity::Warning, &place, Some(option), rule);
                     }
                 }
             }
         }
+        self.standing = current;
         if let Some(line) = comments.first() {
             let place = Place { file, line: *line };
             self.say(Severity::Warning, &place, Rule::UnterminatedComment);
@@ -208,28 +228,11 @@ impl Parser<'_> {
         Ok((kept, cut))
     }
 
-    /// A value that a `;` may have cut short.
-    fn cut(&mut self, text: &str, place: &Place, current: Option<usize>) {
-        let Some((name, _)) = text.split_once('=') else {
-            return;
-        };
-        let section = current.and_then(|index| self.sections.get(index));
-        self.diagnostics.push(Diagnostic {
-            severity: Severity::Warning,
-            file: Arc::clone(&place.file),
-            line: place.line,
-            section: section.map(|section| Arc::clone(&section.name)),
-            option: Some(strip(name.trim_end_matches('+')).into()),
-            // It may be a secret.
-            value: None,
-            rule: Rule::CutByComment,
-        });
-    }
-
     /// `[name]`, `[name](!)`, `[name](a,b)`, `[name](+)`, `[name](+type=registration)`: the section that follows.
     fn header(&mut self, text: &str, place: &Place) -> Result<usize, Invalid> {
         let Some((name, rest)) = text.get(1..).and_then(|text| text.split_once(']')) else {
-            return self.invalid(place, Rule::NoClosingBracket);
+            let name = text.trim_start_matches('[').into();
+            return self.invalid_about(place, &name, Rule::NoClosingBracket);
         };
         let name: Arc<str> = name.into();
         let mut section = Section {
@@ -247,7 +250,7 @@ impl Parser<'_> {
             return Ok(self.append(section));
         };
         let Some((words, rest)) = rest.split_once(')') else {
-            return self.invalid(place, Rule::NoClosingParenthesis);
+            return self.invalid_about(place, &name, Rule::NoClosingParenthesis);
         };
         if !rest.is_empty() {
             self.about(Severity::Warning, place, &name, Rule::TextAfterHeader);
@@ -348,27 +351,27 @@ impl Parser<'_> {
         let end = text.find(|c: char| c <= ' ').unwrap_or(text.len());
         let (directive, argument) = text.split_at(end);
         let argument = strip(argument);
-        let say = |parser: &mut Self, severity, rule| {
-            let option = Some(directive.into());
-            parser.diagnostics.push(Diagnostic {
-                severity,
-                file: Arc::clone(&place.file),
-                line: place.line,
-                section: None,
-                option,
-                value: None,
-                rule,
-            });
-        };
         let try_include = directive.eq_ignore_ascii_case("#tryinclude");
         if directive.eq_ignore_ascii_case("#exec") {
-            say(self, Severity::Error, Rule::Exec);
+            // The arguments of a program may be secrets.
+            self.say_option(Severity::Error, place, Some(directive), Rule::Exec);
             return Ok(());
         }
         if !try_include && !directive.eq_ignore_ascii_case("#include") {
-            say(self, Severity::Warning, Rule::UnknownDirective);
+            // It may be a secret that a # was to comment out: its value is not shown.
+            let option = Some(word(directive));
+            self.say_option(Severity::Warning, place, option, Rule::UnknownDirective);
             return Ok(());
         }
+        let say = |parser: &mut Self, severity, rule| {
+            // What was included stands elsewhere.
+            parser.standing = current;
+            parser.say_option(severity, place, Some(directive), rule);
+            if let Some(said) = parser.diagnostics.last_mut() {
+                let argument = Some(argument).filter(|argument| !argument.is_empty());
+                said.value = argument.map(|argument| crate::uri::excerpt(argument).into());
+            }
+        };
         let unquoted = [('"', '"'), ('<', '>')]
             .iter()
             .find_map(|(open, close)| argument.strip_prefix(*open)?.strip_suffix(*close));
@@ -422,7 +425,8 @@ impl Parser<'_> {
         current: Option<usize>,
     ) -> Result<(), Invalid> {
         if current.is_none() {
-            return self.invalid(place, Rule::NoSection);
+            self.say_option(Severity::Error, place, option(text), Rule::NoSection);
+            return Err(Invalid);
         }
         // A leading \ escapes the first character: such a line is a variable whatever it starts with.
         let (escaped, text) = match text.strip_prefix('\\') {
@@ -504,18 +508,25 @@ impl Parser<'_> {
         Ok(())
     }
 
+    /// About a line as a whole, in the section in which it stands.
     fn say(&mut self, severity: Severity, place: &Place, rule: Rule) {
+        self.say_option(severity, place, None, rule);
+    }
+
+    fn say_option(&mut self, severity: Severity, place: &Place, option: Option<&str>, rule: Rule) {
+        let standing = self.standing.and_then(|index| self.sections.get(index));
         self.diagnostics.push(Diagnostic {
             severity,
             file: Arc::clone(&place.file),
             line: place.line,
-            section: None,
-            option: None,
+            section: standing.map(|section| Arc::clone(&section.name)),
+            option: option.map(Arc::from),
             value: None,
             rule,
         });
     }
 
+    /// About the header of a section.
     fn about(&mut self, severity: Severity, place: &Place, section: &Arc<str>, rule: Rule) {
         self.say(severity, place, rule);
         if let Some(said) = self.diagnostics.last_mut() {
@@ -548,6 +559,19 @@ impl Parser<'_> {
             },
         )
     }
+}
+
+/// What stands before the `=` of a line.
+fn option(text: &str) -> Option<&str> {
+    let (name, _) = text.split_once('=')?;
+    Some(strip(name.trim_end_matches('+'))).filter(|name| !name.is_empty())
+}
+
+/// What a line with a `#` starts with, up to where a value may begin.
+fn word(text: &str) -> &str {
+    let in_word = |c: char| c.is_ascii_alphanumeric() || "#_-".contains(c);
+    let end = text.find(|c| !in_word(c)).unwrap_or(text.len());
+    text.get(..end).unwrap_or_default()
 }
 
 /// Without what Asterisk takes for blank: all characters up to the space.

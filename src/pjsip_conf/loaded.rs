@@ -284,13 +284,18 @@ impl<'a> Loader<'a> {
     }
 
     fn auths(&mut self, sections: &[&Section]) {
-        if self.duplicate.contains(&Kind::Auth) {
+        let duplicate = self.duplicate.contains(&Kind::Auth);
+        if duplicate {
             self.new.auths = self.old.auths.clone();
-            return;
         }
         for section in sections {
             let mut reader = Reader::new(section, "auth", &mut self.new.diagnostics);
-            let auth = objects::auth(&mut reader, &self.new.global).or_else(|| {
+            let auth = objects::auth(&mut reader, &self.new.global);
+            // None is taken; what else is wrong with them is told all the same.
+            if duplicate {
+                continue;
+            }
+            let auth = auth.or_else(|| {
                 let old = self.old.auths.get(&section.name)?;
                 self.keep(section, "auth");
                 Some(old.clone())
@@ -302,14 +307,17 @@ impl<'a> Loader<'a> {
     }
 
     fn transports(&mut self, sections: &[&Section]) {
-        if self.duplicate.contains(&Kind::Transport) {
+        let duplicate = self.duplicate.contains(&Kind::Transport);
+        if duplicate {
             self.new.transports = self.old.transports.clone();
-            return;
         }
         for section in sections {
             let before = self.new.diagnostics.len();
             let mut reader = Reader::new(section, "transport", &mut self.new.diagnostics);
             let read = objects::transport(&mut reader);
+            if duplicate {
+                continue;
+            }
             // One that carries nothing here is not refused.
             let refused = self
                 .new
@@ -343,11 +351,6 @@ impl<'a> Loader<'a> {
     }
 
     fn registrations(&mut self, sections: &[&Section]) {
-        if self.duplicate.contains(&Kind::Registration) {
-            self.new.registrations = self.old.registrations.clone();
-            self.new.kept = self.old.registrations.keys().cloned().collect();
-            return;
-        }
         let mut around = Surroundings {
             auths: &self.new.auths,
             transports: &self.new.transports,
@@ -372,6 +375,11 @@ impl<'a> Loader<'a> {
                 }
                 None => refused.push(*section),
             }
+        }
+        if self.duplicate.contains(&Kind::Registration) {
+            self.new.registrations = self.old.registrations.clone();
+            self.new.kept = self.old.registrations.keys().cloned().collect();
+            return;
         }
         for section in refused {
             if let Some(old) = self.old.registrations.get(&section.name) {
@@ -401,7 +409,8 @@ impl<'a> Loader<'a> {
             line: place.line,
             section: Some(Arc::clone(&section.name)),
             option: at.map(|at| Arc::clone(&at.name)),
-            value: None,
+            // The only option that is looked at here is `type`.
+            value: at.map(|at| crate::uri::excerpt(&at.value).into()),
             rule,
         });
     }
@@ -491,6 +500,10 @@ fn write_transport(f: &mut fmt::Formatter<'_>, transport: &TransportSection) -> 
     }
     if let Some(port) = config.external_signaling_port() {
         writeln!(f, "  external_signaling_port = {port}")?;
+    }
+    let nets: Vec<_> = config.local_net().collect();
+    if !nets.is_empty() {
+        writeln!(f, "  local_net = {}", nets.join(","))?;
     }
     if let Some(tos) = config.tos() {
         writeln!(f, "  tos = {tos:#04x}")?;

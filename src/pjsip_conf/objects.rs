@@ -2,8 +2,8 @@
 
 use super::diagnostic::Rule;
 use super::reader::Reader;
-use crate::{Algorithm, Credentials, Protocol, Secret, TransportConfig};
-use std::net::{IpAddr, SocketAddr};
+use crate::{Algorithm, Credentials, CredentialsError, Protocol, Secret, TransportConfig};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,14 +137,12 @@ fn algorithms(text: &str) -> Option<Vec<Algorithm>> {
 
 pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSection> {
     let mut auth_type = "userpass";
-    let (mut uac, mut uas) = (Vec::new(), Vec::new());
-    let mut hashes = Vec::new();
-    let (mut username, mut password, mut realm) = (None, None, None);
+    // What was refused and is out of sight then is not said to be missing.
+    let (mut uac, mut uas) = (Some(Vec::new()), Some(Vec::new()));
+    let (mut hashes, mut hash_refused, mut oauth) = (Vec::new(), false, false);
     for (name, at) in reader.variables() {
         match name.as_str() {
-            "username" => username = Some(at),
-            "password" => password = Some(at),
-            "realm" => realm = Some(at),
+            "username" | "password" | "realm" => {}
             "nonce_lifetime" => {
                 reader.uint(at);
             }
@@ -153,7 +151,10 @@ pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSecti
                 "userpass" => auth_type = "userpass",
                 "md5" => auth_type = "md5",
                 "digest" => auth_type = "digest",
-                "google_oauth" => reader.refuse(Some(at), Rule::GoogleOauth),
+                "google_oauth" => {
+                    oauth = true;
+                    reader.refuse(Some(at), Rule::GoogleOauth);
+                }
                 _ => reader.refuse(Some(at), Rule::NotOneOf("userpass, md5, digest")),
             },
             "md5_cred" if at.value.is_empty() => {}
@@ -171,89 +172,66 @@ pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSecti
                     };
                     match algorithm {
                         Some(algorithm) => hashes.push((algorithm, hex, at)),
-                        None => reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS)),
+                        None => {
+                            hash_refused = true;
+                            reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS));
+                        }
                     }
                 }
             }
             "supported_algorithms_uac" | "supported_algorithms_uas" => {
-                match algorithms(&at.value) {
-                    Some(list) if name.ends_with("uac") => uac = list,
-                    Some(list) => uas = list,
-                    None => reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS)),
+                let list = algorithms(&at.value);
+                if list.is_none() {
+                    reader.refuse(Some(at), Rule::NotOneOf(ALGORITHMS));
+                }
+                match name.ends_with("uac") {
+                    true => uac = list,
+                    false => uas = list,
                 }
             }
             _ => reader.unknown(at),
         }
     }
-    let value = |at: Option<&super::grammar::Variable>| {
+    let value = |option| {
+        let at = reader.last(option);
         at.map(|at| &*at.value).unwrap_or_default().to_owned()
     };
-    let username_text = value(username);
-    if username_text.is_empty() {
-        reader.refuse(username, Rule::Missing("username"));
-        return None;
+    let (username, password, realm) = (value("username"), value("password"), value("realm"));
+    if username.is_empty() {
+        reader.refuse_option("username", Rule::Missing("username"));
     }
-    let password_text = value(password);
-    let mut secret = (!password_text.is_empty()).then(|| Secret::password(password_text));
+    let mut secret = (!password.is_empty()).then(|| Secret::password(password));
     for (algorithm, hex, at) in hashes.iter().copied() {
-        let with = match secret.take() {
+        let with = match secret.clone() {
             Some(secret) => secret.and_ha1(algorithm, hex),
             None => Secret::ha1(algorithm, hex),
         };
         match with {
             Ok(with) => secret = Some(with),
             Err(error) => {
+                hash_refused = true;
                 reader.refuse(Some(at), Rule::Credentials(error));
-                return None;
             }
         }
     }
-    // What is missing may be what has been refused.
-    if reader.is_refused() {
-        return None;
-    }
-    let Some(secret) = secret else {
-        reader.refuse(None, Rule::Missing("password or password_digest"));
-        return None;
-    };
-    // Asterisk refuses an object that could not answer all that it says it supports, in either direction.
-    for (listed, default, option) in [
-        (
-            &uac,
-            &global.default_auth_algorithms_uac,
-            "supported_algorithms_uac",
-        ),
-        (
-            &uas,
-            &global.default_auth_algorithms_uas,
-            "supported_algorithms_uas",
-        ),
-    ] {
-        let list = if listed.is_empty() { default } else { listed };
-        if let Some(algorithm) = list.iter().find(|algorithm| !secret.covers(**algorithm)) {
-            match reader.last(option).filter(|_| !listed.is_empty()) {
-                Some(at) => {
-                    let error = crate::CredentialsError::NoSecretFor(*algorithm);
-                    reader.refuse(Some(at), Rule::Credentials(error));
-                }
-                None => reader.refuse(
-                    None,
-                    Rule::DefaultAlgorithm {
-                        option,
-                        algorithm: *algorithm,
-                    },
-                ),
-            }
+    match &secret {
+        // A token is what it has, or another hash.
+        _ if oauth || hash_refused => {}
+        None => reader.refuse_option("password", Rule::Missing("password or password_digest")),
+        Some(secret) => {
+            let uac = (uac.as_deref(), &*global.default_auth_algorithms_uac);
+            let uas = (uas.as_deref(), &*global.default_auth_algorithms_uas);
+            covers(reader, secret, "supported_algorithms_uac", uac);
+            covers(reader, secret, "supported_algorithms_uas", uas);
         }
     }
-    let algorithms = if uac.is_empty() {
-        global.default_auth_algorithms_uac.clone()
-    } else {
-        uac
+    let algorithms = match uac {
+        Some(listed) if !listed.is_empty() => listed,
+        _ => global.default_auth_algorithms_uac.clone(),
     };
-    let mut credentials = Credentials::with_secret(username_text, secret)
-        .realm(value(realm))
-        .algorithms(&algorithms);
+    let without =
+        Credentials::with_secret(username, secret.unwrap_or_else(|| Secret::password("")));
+    let mut credentials = without.realm(realm);
     if let Some((_, _, at)) = hashes
         .first()
         .filter(|_| credentials.bound_realm().is_none())
@@ -262,15 +240,48 @@ pub(super) fn auth(reader: &mut Reader<'_>, global: &Global) -> Option<AuthSecti
         credentials = credentials.hash_for_any_realm();
     }
     match credentials.check() {
-        Err(error) if !reader.is_refused() => reader.refuse(None, Rule::Credentials(error)),
-        _ => {}
+        // These have been told.
+        Ok(()) | Err(CredentialsError::NoUsername) => {}
+        Err(error @ CredentialsError::ControlInUsername(_)) => {
+            reader.refuse_option("username", Rule::Credentials(error));
+            // The realm comes after the username.
+            let realm = credentials.bound_realm().unwrap_or_default();
+            if realm.chars().any(char::is_control) {
+                let error = CredentialsError::ControlInRealm(realm.to_owned());
+                reader.refuse_option("realm", Rule::Credentials(error));
+            }
+        }
+        Err(error @ CredentialsError::ControlInRealm(_)) => {
+            reader.refuse_option("realm", Rule::Credentials(error))
+        }
+        Err(error) => reader.refuse(None, Rule::Credentials(error)),
     }
     (!reader.is_refused()).then(|| AuthSection {
         name: Arc::clone(reader.name()),
         auth_type,
-        credentials,
+        credentials: credentials.algorithms(&algorithms),
         algorithms,
     })
+}
+
+/// Asterisk refuses an object that could not answer all that it says it supports, in either direction; `None` is a
+/// list that was refused.
+fn covers(
+    reader: &mut Reader<'_>,
+    secret: &Secret,
+    option: &'static str,
+    (listed, default): (Option<&[Algorithm]>, &[Algorithm]),
+) {
+    let Some(listed) = listed else { return };
+    let list = if listed.is_empty() { default } else { listed };
+    for algorithm in list.iter().filter(|algorithm| !secret.covers(**algorithm)) {
+        let algorithm = *algorithm;
+        let rule = match listed.is_empty() {
+            false => Rule::Credentials(CredentialsError::NoSecretFor(algorithm)),
+            true => Rule::DefaultAlgorithm { option, algorithm },
+        };
+        reader.refuse_option(option, rule);
+    }
 }
 
 /// What other sections of the type have that means nothing here.
@@ -365,27 +376,23 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
             _ => reader.warn(Some(at), Rule::IgnoredOption("transport")),
         }
     }
-    let protocol = protocol?;
-    let Some(mut bind) = bind else {
-        if reader.last("bind").is_none() {
-            reader.refuse(None, Rule::Missing("bind"));
-        }
-        return None;
-    };
-    if bind.port() == 0 {
-        bind.set_port(if protocol == Protocol::Tls {
-            5061
-        } else {
-            5060
-        });
+    // What is missing or refused has a stand-in, so that the rest is looked at.
+    let carried = protocol.unwrap_or(Protocol::Tcp);
+    if protocol.is_some() && reader.last("bind").is_none() {
+        reader.refuse_option("bind", Rule::Missing("bind"));
     }
-    let mut config = match TransportConfig::new(Arc::clone(reader.name()), protocol) {
-        Ok(config) => config.with_bind(bind).with_listen(protocol.is_reliable()),
-        Err(error) => {
-            reader.refuse(None, Rule::Transport(error));
-            return None;
-        }
-    };
+    let mut bind = bind.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+    if bind.port() == 0 {
+        bind.set_port(if carried == Protocol::Tls { 5061 } else { 5060 });
+    }
+    let named = TransportConfig::new(Arc::clone(reader.name()), carried).or_else(|error| {
+        reader.refuse(None, Rule::Transport(error));
+        TransportConfig::new("transport", carried)
+    });
+    let mut config = named
+        .ok()?
+        .with_bind(bind)
+        .with_listen(carried.is_reliable());
     if let Some(at) = external {
         match config.clone().with_external_signaling_address(&at.value) {
             Ok(with) => config = with,
@@ -426,13 +433,14 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
             Err(error) => reader.refuse(Some(at), Rule::Transport(error)),
         }
     }
-    let tls = (protocol == Protocol::Tls).then_some(tls);
+    let tls = (carried == Protocol::Tls).then_some(tls);
     if let Some(tls) = &tls {
         // Without a certificate there is nothing to show to those who connect.
         config = config.with_listen(tls.cert_file.is_some());
         doubts(reader, tls);
     }
-    (!reader.is_refused()).then_some(TransportSection {
+    protocol.filter(|_| !reader.is_refused())?;
+    Some(TransportSection {
         config,
         tls,
         allow_reload,
@@ -442,16 +450,14 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
 /// What of TLS is weaker, or stricter, than it reads.
 fn doubts(reader: &mut Reader<'_>, tls: &TlsFiles) {
     if !tls.verify_server {
-        let at = reader.last("verify_server");
-        reader.warn(
-            at,
+        reader.warn_option(
+            "verify_server",
             Rule::Tls("without verify_server=yes any server is believed, whoever is on the path"),
         );
     }
     if tls.allow_wildcard_certs {
-        let at = reader.last("allow_wildcard_certs");
-        reader.warn(
-            at,
+        reader.warn_option(
+            "allow_wildcard_certs",
             Rule::Tls("certificates for *.example.com are not taken (RFC 5922 section 7.2)"),
         );
     }
@@ -460,17 +466,15 @@ fn doubts(reader: &mut Reader<'_>, tls: &TlsFiles) {
         ("require_client_cert", tls.require_client_cert),
     ] {
         if on {
-            let at = reader.last(option);
-            reader.warn(
-                at,
+            reader.warn_option(
+                option,
                 Rule::Tls("those who connect are not asked for a certificate"),
             );
         }
     }
     if matches!(tls.method, Some("tlsv1" | "tlsv1_1" | "sslv2" | "sslv3")) {
-        let at = reader.last("method");
-        reader.warn(
-            at,
+        reader.warn_option(
+            "method",
             Rule::Tls("older versions than TLS 1.2 are not spoken (RFC 8996): TLS 1.2 or newer is"),
         );
     }

@@ -56,13 +56,26 @@ impl<'a> Reader<'a> {
             .rfind(|variable| variable.name.eq_ignore_ascii_case(option))
     }
 
+    /// About a line, or the section as a whole.
     pub(super) fn refuse(&mut self, at: Option<&Variable>, rule: Rule) {
         self.refused = true;
         self.say(Severity::Error, at, rule);
     }
 
+    /// About a line, or the section as a whole.
     pub(super) fn warn(&mut self, at: Option<&Variable>, rule: Rule) {
         self.say(Severity::Warning, at, rule);
+    }
+
+    /// About an option, whether the section has it or not.
+    pub(super) fn refuse_option(&mut self, option: &'static str, rule: Rule) {
+        self.refused = true;
+        self.say_option(Severity::Error, option, rule);
+    }
+
+    /// About an option, whether the section has it or not.
+    pub(super) fn warn_option(&mut self, option: &'static str, rule: Rule) {
+        self.say_option(Severity::Warning, option, rule);
     }
 
     /// An option that the type does not have.
@@ -84,6 +97,14 @@ impl<'a> Reader<'a> {
             self.warn(Some(at), Rule::NotBoolean);
             false
         })
+    }
+
+    fn say_option(&mut self, severity: Severity, option: &'static str, rule: Rule) {
+        let at = self.last(option);
+        self.say(severity, at, rule);
+        if let Some(said) = self.diagnostics.last_mut().filter(|_| at.is_none()) {
+            said.option = Some(option.into());
+        }
     }
 
     fn say(&mut self, severity: Severity, at: Option<&Variable>, rule: Rule) {

@@ -1,13 +1,12 @@
 //! The section `type=registration`: its 22 options, and what of the file they name.
 
 use super::diagnostic::Rule;
-use super::grammar::Variable;
 use super::objects::{AuthSection, Global, System, TransportSection};
 use super::reader::Reader;
 use crate::config::syntax;
 use crate::{
-    Algorithm, BuildError, ConfigWarning, Mechanism, Policy, Protocol, Registration, Scheme,
-    SecurityNegotiation, SipUri,
+    Algorithm, BuildError, ConfigWarning, Credentials, Mechanism, Policy, Protocol, Registration,
+    RegistrationBuilder, Scheme, SecurityNegotiation, SipUri,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -93,146 +92,253 @@ pub(super) fn registration(
     reader: &mut Reader<'_>,
     around: &mut Surroundings<'_>,
 ) -> Option<Registration> {
-    let mut choice = Choice {
-        auth_rejection_permanent: true,
-        fatal_retry_interval: 0,
-        forbidden_retry_interval: 0,
-        retry_interval: 60,
-        max_retries: 10,
-        algorithms: Vec::new(),
-    };
-    for option in ["server_uri", "client_uri"] {
-        let at = reader.last(option);
-        if at.is_none_or(|at| at.value.is_empty()) {
-            reader.refuse(at, Rule::Missing(option));
+    let mut options = Options::read(reader, around);
+    loop {
+        match options.builder(&mut around.policies).build() {
+            Ok(registration) => {
+                for warning in registration.warnings() {
+                    reader.warn_option(doubted(&warning), Rule::Doubtful(warning));
+                }
+                return Some(registration).filter(|_| !reader.is_refused());
+            }
+            // `build()` tells the first mistake; without it, it tells the next.
+            Err(error) => {
+                let option = refused(&error);
+                reader.refuse_option(option, Rule::Registration(error));
+                if !options.leave_out(option) {
+                    return None;
+                }
+            }
         }
     }
-    let text = |at: Option<&'_ Variable>| at.map(|at| at.value.to_string()).unwrap_or_default();
-    let (server, client) = (
-        text(reader.last("server_uri")),
-        text(reader.last("client_uri")),
-    );
-    let mut builder = Registration::builder(server.as_str(), client.as_str());
-    let (mut negotiated, mut offered) = (None, None);
-    for (name, at) in reader.variables() {
-        let value = &*at.value;
+}
+
+/// What a section says, as far as it can be read; the rest has its default
+#[derive(Debug)]
+struct Options<'a> {
+    server_uri: &'a str,
+    client_uri: &'a str,
+    contact_header_params: &'a str,
+    contact_user: Option<&'a str>,
+    endpoint: &'a str,
+    expiration: Option<u32>,
+    line: bool,
+    max_random_initial_delay: Option<u32>,
+    mediasec: bool,
+    security_mechanisms: Vec<&'a str>,
+    support_outbound: bool,
+    support_path: bool,
+    user_agent: Option<Arc<str>>,
+    outbound_auth: Vec<Credentials>,
+    outbound_proxy: &'a str,
+    transport: Option<Arc<str>>,
+    policy: Choice,
+    /// The options that were refused, and count no more.
+    left_out: BTreeSet<&'static str>,
+}
+
+/// What stands for a URI that was refused, so that the rest can be looked at.
+const NOWHERE: &str = "sip:nowhere.invalid";
+
+impl<'a> Options<'a> {
+    /// Reads all lines, and says what is wrong with each by itself.
+    fn read(reader: &mut Reader<'a>, around: &Surroundings<'_>) -> Self {
+        let mut options = Self {
+            server_uri: NOWHERE,
+            client_uri: NOWHERE,
+            contact_header_params: "",
+            contact_user: None,
+            endpoint: "",
+            expiration: None,
+            line: false,
+            max_random_initial_delay: None,
+            mediasec: false,
+            security_mechanisms: Vec::new(),
+            support_outbound: false,
+            support_path: false,
+            user_agent: around.global.user_agent.clone(),
+            outbound_auth: Vec::new(),
+            outbound_proxy: "",
+            transport: None,
+            policy: Choice {
+                auth_rejection_permanent: true,
+                fatal_retry_interval: 0,
+                forbidden_retry_interval: 0,
+                retry_interval: 60,
+                max_retries: 10,
+                algorithms: around.global.default_auth_algorithms_uac.clone(),
+            },
+            left_out: BTreeSet::new(),
+        };
+        for (option, uri) in [
+            ("server_uri", &mut options.server_uri),
+            ("client_uri", &mut options.client_uri),
+        ] {
+            match reader.last(option).filter(|at| !at.value.is_empty()) {
+                Some(at) => *uri = &at.value,
+                None => reader.refuse_option(option, Rule::Missing(option)),
+            }
+        }
+        let (mut negotiated, mut offered, mut unknown) = (None, None, false);
+        for (name, at) in reader.variables() {
+            let value = &*at.value;
+            let choice = &mut options.policy;
+            let set = |field: &mut u32, number: Option<u32>| *field = number.unwrap_or(*field);
+            match name.as_str() {
+                "server_uri" | "client_uri" | "outbound_auth" | "transport" => {}
+                "auth_rejection_permanent" => choice.auth_rejection_permanent = reader.boolean(at),
+                "contact_header_params" => options.contact_header_params = value,
+                "contact_user" => options.contact_user = Some(value),
+                "endpoint" => options.endpoint = value,
+                "expiration" => match reader.uint(at) {
+                    Some(0) => {
+                        reader.refuse(Some(at), Rule::NotOneOf("the seconds from 1 to 4294967295"))
+                    }
+                    number => options.expiration = number.or(options.expiration),
+                },
+                "fatal_retry_interval" => set(&mut choice.fatal_retry_interval, reader.uint(at)),
+                "forbidden_retry_interval" => {
+                    set(&mut choice.forbidden_retry_interval, reader.uint(at))
+                }
+                "line" => options.line = reader.boolean(at),
+                "max_random_initial_delay" => {
+                    options.max_random_initial_delay =
+                        reader.uint(at).or(options.max_random_initial_delay)
+                }
+                "max_retries" => set(&mut choice.max_retries, reader.uint(at)),
+                "outbound_proxy" => options.outbound_proxy = value,
+                "retry_interval" => set(&mut choice.retry_interval, reader.uint(at)),
+                "security_mechanisms" => offered = Some(at).filter(|at| !at.value.is_empty()),
+                "security_negotiation" => match value {
+                    _ if value.eq_ignore_ascii_case("no") => negotiated = None,
+                    _ if value.eq_ignore_ascii_case("mediasec") => negotiated = Some(at),
+                    _ => {
+                        unknown = true;
+                        reader.refuse(Some(at), Rule::NotOneOf("no, mediasec"));
+                    }
+                },
+                "support_outbound" => options.support_outbound = reader.boolean(at),
+                "support_path" => options.support_path = reader.boolean(at),
+                "user_agent" => {
+                    let own = Some(Arc::clone(&at.value)).filter(|own| !own.is_empty());
+                    options.user_agent = own.or_else(|| around.global.user_agent.clone());
+                }
+                _ => reader.unknown(at),
+            }
+        }
+        options.mediasec = negotiated.is_some();
+        match (negotiated, offered) {
+            // What it was to be is not known.
+            _ if unknown => {}
+            (Some(at), None) => {
+                let rule = "security_negotiation without security_mechanisms offers none";
+                reader.warn(Some(at), Rule::Negotiation(rule));
+            }
+            (None, Some(at)) => {
+                let rule =
+                    "security_mechanisms means nothing without security_negotiation=mediasec";
+                reader.warn(Some(at), Rule::Negotiation(rule));
+            }
+            _ => {}
+        }
+        if let Some(at) = offered {
+            for entry in syntax::split(&at.value, ',')
+                .map(str::trim)
+                .filter(|entry| !entry.is_empty())
+            {
+                match Mechanism::parse(entry) {
+                    Ok(_) => options.security_mechanisms.push(entry),
+                    Err(error) => reader.warn(Some(at), Rule::Mechanism(error)),
+                }
+            }
+        }
+        for id in auth_ids(reader) {
+            match around.auths.get(&id) {
+                Some(auth) => options.authenticates_by(auth),
+                None => reader.warn_option("outbound_auth", Rule::UnknownAuth(id)),
+            }
+        }
+        let known =
+            |name: &Arc<str>| around.endpoints.is_empty() || around.endpoints.contains(name);
+        let endpoint = reader.last("endpoint");
+        if let Some(at) = endpoint.filter(|at| !at.value.is_empty() && !known(&at.value)) {
+            reader.warn(Some(at), Rule::UnknownEndpoint);
+        }
+        match transport(reader, around.transports) {
+            Ok(name) => options.transport = name,
+            Err(UriRefused) => drop(options.leave_out("server_uri")),
+        }
+        options
+    }
+
+    fn authenticates_by(&mut self, auth: &AuthSection) {
+        for algorithm in &auth.algorithms {
+            if !self.policy.algorithms.contains(algorithm) {
+                self.policy.algorithms.push(*algorithm);
+            }
+        }
+        self.outbound_auth.push(auth.credentials.clone());
+    }
+
+    fn builder(&self, policies: &mut Policies) -> RegistrationBuilder {
         let seconds = |number: u32| Duration::from_secs(number.into());
-        let set = |field: &mut u32, number: Option<u32>| *field = number.unwrap_or(*field);
-        match name.as_str() {
-            "server_uri" | "client_uri" | "outbound_auth" | "outbound_proxy" | "transport" => {}
-            "auth_rejection_permanent" => choice.auth_rejection_permanent = reader.boolean(at),
-            "contact_header_params" => builder = builder.contact_header_params(value),
-            "contact_user" => builder = builder.contact_user(value),
-            "endpoint" => builder = builder.endpoint(value),
-            "expiration" => match reader.uint(at) {
-                Some(0) => {
-                    reader.refuse(Some(at), Rule::NotOneOf("the seconds from 1 to 4294967295"))
-                }
-                Some(number) => builder = builder.expiration(seconds(number)),
-                None => {}
-            },
-            "fatal_retry_interval" => set(&mut choice.fatal_retry_interval, reader.uint(at)),
-            "forbidden_retry_interval" => {
-                set(&mut choice.forbidden_retry_interval, reader.uint(at))
-            }
-            "line" => builder = builder.line(reader.boolean(at)),
-            "max_random_initial_delay" => {
-                if let Some(number) = reader.uint(at) {
-                    builder = builder.max_random_initial_delay(seconds(number));
-                }
-            }
-            "max_retries" => set(&mut choice.max_retries, reader.uint(at)),
-            "retry_interval" => set(&mut choice.retry_interval, reader.uint(at)),
-            "security_mechanisms" => offered = Some(at).filter(|at| !at.value.is_empty()),
-            "security_negotiation" => match value {
-                _ if value.eq_ignore_ascii_case("no") => negotiated = None,
-                _ if value.eq_ignore_ascii_case("mediasec") => negotiated = Some(at),
-                _ => reader.refuse(Some(at), Rule::NotOneOf("no, mediasec")),
-            },
-            "support_outbound" => builder = builder.support_outbound(reader.boolean(at)),
-            "support_path" => builder = builder.support_path(reader.boolean(at)),
-            "user_agent" => builder = builder.user_agent(value),
-            _ => reader.unknown(at),
+        let mut builder = Registration::builder(self.server_uri, self.client_uri)
+            .contact_header_params(self.contact_header_params)
+            .endpoint(self.endpoint)
+            .line(self.line)
+            .support_outbound(self.support_outbound)
+            .support_path(self.support_path)
+            .outbound_proxy(self.outbound_proxy)
+            .policy(policies.of(self.policy.clone()));
+        if let Some(user) = self.contact_user {
+            builder = builder.contact_user(user);
         }
-    }
-    if negotiated.is_some() {
-        builder = builder.security_negotiation(SecurityNegotiation::Mediasec);
-    }
-    match (negotiated, offered) {
-        (Some(at), None) => {
-            let rule = "security_negotiation without security_mechanisms offers none";
-            reader.warn(Some(at), Rule::Negotiation(rule));
+        if let Some(number) = self.expiration {
+            builder = builder.expiration(seconds(number));
         }
-        (None, Some(at)) => {
-            let rule = "security_mechanisms means nothing without security_negotiation=mediasec";
-            reader.warn(Some(at), Rule::Negotiation(rule));
+        if let Some(number) = self.max_random_initial_delay {
+            builder = builder.max_random_initial_delay(seconds(number));
         }
-        _ => {}
-    }
-    if let Some(at) = offered {
-        for entry in syntax::split(&at.value, ',')
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty())
-        {
-            match Mechanism::parse(entry) {
-                Ok(_) => builder = builder.security_mechanisms(entry),
-                Err(error) => reader.warn(Some(at), Rule::Mechanism(error)),
-            }
+        if self.mediasec {
+            builder = builder.security_negotiation(SecurityNegotiation::Mediasec);
         }
-    }
-    let own = reader
-        .last("user_agent")
-        .is_some_and(|at| !at.value.is_empty());
-    if let Some(user_agent) = around.global.user_agent.as_ref().filter(|_| !own) {
-        builder = builder.user_agent(Arc::clone(user_agent));
-    }
-    if let Some(at) = reader.last("outbound_proxy") {
-        builder = builder.outbound_proxy(&*at.value);
-    }
-    choice
-        .algorithms
-        .clone_from(&around.global.default_auth_algorithms_uac);
-    for id in auth_ids(reader) {
-        match around.auths.get(&id) {
-            Some(auth) => {
-                let new = auth
-                    .algorithms
-                    .iter()
-                    .filter(|algorithm| !choice.algorithms.contains(algorithm));
-                let new: Vec<_> = new.copied().collect();
-                choice.algorithms.extend(new);
-                builder = builder.outbound_auth(auth.credentials.clone());
-            }
-            None => reader.warn(reader.last("outbound_auth"), Rule::UnknownAuth(id)),
+        for entry in &self.security_mechanisms {
+            builder = builder.security_mechanisms(*entry);
         }
-    }
-    let known = |name: &Arc<str>| around.endpoints.is_empty() || around.endpoints.contains(name);
-    let endpoint = reader.last("endpoint");
-    if let Some(at) = endpoint.filter(|at| !at.value.is_empty() && !known(&at.value)) {
-        reader.warn(Some(at), Rule::UnknownEndpoint);
-    }
-    if let Some(name) = transport(reader, around.transports) {
-        builder = builder.transport(name);
-    }
-    let built = builder.policy(around.policies.of(choice)).build();
-    // Where an URI is missing, that has been said.
-    if reader.is_refused() && matches!(built, Err(BuildError::Uri { .. })) {
-        return None;
-    }
-    match built {
-        Ok(_) if reader.is_refused() => None,
-        Ok(registration) => {
-            for warning in registration.warnings() {
-                let at = reader.last(doubted(&warning));
-                reader.warn(at, Rule::Doubtful(warning));
-            }
-            Some(registration)
+        if let Some(user_agent) = &self.user_agent {
+            builder = builder.user_agent(Arc::clone(user_agent));
         }
-        Err(error) => {
-            let at = reader.last(refused(&error));
-            reader.refuse(at, Rule::Registration(error));
-            None
+        for credentials in &self.outbound_auth {
+            builder = builder.outbound_auth(credentials.clone());
         }
+        if let Some(name) = &self.transport {
+            builder = builder.transport(Arc::clone(name));
+        }
+        builder
+    }
+
+    /// Gives an option that was refused its default; false where that does not help.
+    fn leave_out(&mut self, option: &'static str) -> bool {
+        match option {
+            "server_uri" => self.server_uri = NOWHERE,
+            "client_uri" => self.client_uri = NOWHERE,
+            "contact_header_params" => self.contact_header_params = "",
+            "contact_user" => self.contact_user = None,
+            // The one without the other would be refused for what is no mistake of its own.
+            "line" | "endpoint" => (self.line, self.endpoint) = (false, ""),
+            "expiration" => self.expiration = None,
+            "max_random_initial_delay" => self.max_random_initial_delay = None,
+            "fatal_retry_interval" => self.policy.fatal_retry_interval = 0,
+            "forbidden_retry_interval" => self.policy.forbidden_retry_interval = 0,
+            "retry_interval" => self.policy.retry_interval = 60,
+            "user_agent" => self.user_agent = None,
+            "outbound_auth" => self.outbound_auth.clear(),
+            "outbound_proxy" => self.outbound_proxy = "",
+            "security_mechanisms" => self.security_mechanisms.clear(),
+            "transport" => self.transport = None,
+            _ => return false,
+        }
+        self.left_out.insert(option)
     }
 }
 
@@ -250,35 +356,46 @@ pub(super) fn auth_ids(reader: &Reader<'_>) -> Box<[Arc<str>]> {
         .collect()
 }
 
+/// `server_uri` was refused for its parameters.
+struct UriRefused;
+
 /// The transport that the registration names; whether there is one that can carry it at all
-fn transport(reader: &mut Reader<'_>, transports: &[TransportSection]) -> Option<Arc<str>> {
-    let server = reader.last("server_uri")?;
-    // An unusable URI is reported by `build()`.
-    let uri = SipUri::parse(&server.value).ok()?;
-    let asked = uri
-        .transport()
-        .map(|name| (name, Protocol::from_name(name)));
-    if let Some((name, None)) = asked {
-        reader.refuse(Some(server), Rule::UriTransport(name.into()));
-        return None;
-    }
-    let asked = asked.and_then(|(_, protocol)| protocol);
+fn transport(
+    reader: &mut Reader<'_>,
+    transports: &[TransportSection],
+) -> Result<Option<Arc<str>>, UriRefused> {
     let named = reader.last("transport").filter(|at| !at.value.is_empty());
-    if let Some(at) = named {
-        match transports
-            .iter()
-            .find(|transport| *transport.config.name() == at.value)
-        {
-            Some(found) => {
-                let protocol = found.config.protocol();
-                if let Some(asked) = asked.filter(|asked| *asked != protocol) {
-                    let (named, uri) = (parameter(protocol), parameter(asked));
-                    reader.warn(Some(at), Rule::TransportMismatch { named, uri });
-                }
-                return Some(Arc::clone(found.config.name()));
+    let found = named.and_then(|at| {
+        let mut all = transports.iter();
+        all.find(|transport| *transport.config.name() == at.value)
+    });
+    if let Some(at) = named.filter(|_| found.is_none()) {
+        reader.warn(Some(at), Rule::UnknownTransport);
+    }
+    let name = found.map(|transport| Arc::clone(transport.config.name()));
+    let server = reader.last("server_uri");
+    let uri = server.map(|server| SipUri::parse(&server.value));
+    // A URI that is missing was reported, an unusable one will be by `build()`.
+    let (Some(server), Some(Ok(uri))) = (server, uri) else {
+        return Ok(name);
+    };
+    let asked = match uri.transport() {
+        None => None,
+        Some(asked) => match Protocol::from_name(asked) {
+            Some(protocol) => Some(protocol),
+            None => {
+                reader.refuse(Some(server), Rule::UriTransport(asked.into()));
+                return Err(UriRefused);
             }
-            None => reader.warn(Some(at), Rule::UnknownTransport),
+        },
+    };
+    if let Some(found) = found {
+        let protocol = found.config.protocol();
+        if let Some(asked) = asked.filter(|asked| *asked != protocol) {
+            let (named, uri) = (parameter(protocol), parameter(asked));
+            reader.warn_option("transport", Rule::TransportMismatch { named, uri });
         }
+        return Ok(name);
     }
     // As Asterisk computes the first Contact: sips is TLS, and what says nothing is UDP.
     let protocol = match (uri.scheme(), asked) {
@@ -296,7 +413,7 @@ fn transport(reader: &mut Reader<'_>, transports: &[TransportSection]) -> Option
     if !transports.iter().any(|transport| reaches(&transport)) {
         reader.refuse(Some(server), Rule::NoTransport(parameter(protocol)));
     }
-    None
+    Ok(None)
 }
 
 /// A protocol as the option `protocol` and the URI parameter write it.

@@ -1,6 +1,7 @@
 //! Each rule of `pjsip.conf`, and each refusal, as a file with its expected result beside it.
 
-use sip_registration::pjsip_conf::{Directory, Files, Loaded, load};
+use sip_registration::pjsip_conf::{Diagnostic, Directory, Files, Loaded, load};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,170 @@ fn each_file_of_the_corpus_loads_as_it_says_beside_it() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// What a finding of some kind has beside file and line; whatever has a value has an option, and so on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Has {
+    /// It is about a file: not even a line.
+    File,
+    /// It is about a line that is no option: the section in which it stands, if any.
+    Line,
+    /// It is about a whole section or its header.
+    Section,
+    /// The option, if the line has one. What was written for it may be a secret, as nobody knows what it is.
+    Option,
+    /// The option and what was written, unless the option is not there, has no value, or is for a secret.
+    Value,
+}
+
+/// All kinds of findings. A new one is put here, and into a file of the corpus.
+const KINDS: [(Has, &[&str]); 5] = [
+    (Has::File, &["Unreadable"]),
+    (
+        Has::Line,
+        &[
+            "TooMuch",
+            "LineTooLong",
+            "UnterminatedComment",
+            "StrayCommentEnd",
+            "CommentDepth",
+            "NoEqualSign",
+            "NoName",
+            "Escape",
+        ],
+    ),
+    (
+        Has::Section,
+        &[
+            "NoClosingBracket",
+            "NoClosingParenthesis",
+            "SpaceBeforeOptions",
+            "TextAfterHeader",
+            "EmptyParent",
+            "UnknownParent",
+            "NothingToAddTo",
+            "Filter",
+            "NoType",
+            "Duplicate",
+            "SecondOf",
+            "NotReloadable",
+            "Kept",
+        ],
+    ),
+    (
+        Has::Option,
+        &[
+            "NotUtf8",
+            "NoSection",
+            "CutByComment",
+            "Exec",
+            "UnknownDirective",
+            "UnknownOption",
+            "IgnoredOption",
+        ],
+    ),
+    (
+        Has::Value,
+        &[
+            "IncludeMissing",
+            "IncludeLoop",
+            "IncludeDepth",
+            "DirectiveArgument",
+            "UnknownType",
+            "SeveralTypes",
+            "NotNumber",
+            "NotBoolean",
+            "Missing",
+            "NotOneOf",
+            "Limited",
+            "Registration",
+            "Doubtful",
+            "UriTransport",
+            "NoTransport",
+            "UnknownTransport",
+            "TransportMismatch",
+            "Mechanism",
+            "Negotiation",
+            "UnknownAuth",
+            "UnknownEndpoint",
+            "Credentials",
+            "HashWithoutRealm",
+            "DefaultAlgorithm",
+            "GoogleOauth",
+            "UnsupportedProtocol",
+            "OnlyListens",
+            "Bind",
+            "Tls",
+            "Transport",
+        ],
+    ),
+];
+
+/// The kinds that no file of the corpus has: a file that is not there, one of gigabytes, and what a reload adds.
+const ELSEWHERE: [&str; 4] = ["Unreadable", "TooMuch", "NotReloadable", "Kept"];
+
+/// `NotNumber` of `NotNumber`, `NotOneOf` of `NotOneOf("…")`.
+fn kind(said: &Diagnostic) -> String {
+    let text = format!("{:?}", said.rule);
+    let end = text.find(|c: char| !c.is_alphanumeric());
+    text[..end.unwrap_or(text.len())].to_owned()
+}
+
+fn check_fields(main: &str, said: &Diagnostic) {
+    let kind = kind(said);
+    let mut kinds = KINDS.iter();
+    let has = kinds.find(|(_, kinds)| kinds.contains(&kind.as_str()));
+    let (has, _) = has.unwrap_or_else(|| panic!("{main}: what has a finding of kind {kind}?"));
+    let bytes = fs::read(corpus().join(&*said.file)).expect("the file that is named");
+    let content = String::from_utf8_lossy(&bytes);
+    let content = content.trim_start_matches('\u{feff}');
+    let lines: Vec<_> = content.lines().take(said.line as usize).collect();
+    assert_eq!(lines.len(), said.line as usize, "{said}");
+    let text = lines.last().map(|line| line.trim()).expect("a line");
+    // Only before the first section a line stands in none, and an included file begins in that of the other one.
+    let outside = *said.file == *main && !lines.iter().any(|line| line.trim().starts_with('['));
+    assert_eq!(said.section.is_none(), outside, "{said}");
+    // A name that is none can be the fault of the section only.
+    let unnamed = said.section.as_deref() == Some("") && kind == "Transport";
+    match has {
+        Has::File => panic!("{said}: it has a line"),
+        Has::Line | Has::Section => assert_eq!((&said.option, &said.value), (&None, &None)),
+        Has::Option => {
+            assert_eq!(said.option.is_some(), text.contains(['=', '#']), "{said}");
+            assert_eq!(said.value, None, "{said}");
+        }
+        Has::Value if unnamed => {}
+        Has::Value => {
+            let option = said.option.as_deref().unwrap_or_else(|| panic!("{said}"));
+            // What is not written has neither value nor line of its own.
+            let absent = text.starts_with('[');
+            let secret = ["md5_cred", "password_digest", "password"].contains(&option);
+            let empty = text == option;
+            assert_eq!(said.value.is_none(), absent || secret || empty, "{said}");
+        }
+    }
+    if let Some(option) = said.option.as_deref().filter(|_| !text.starts_with('[')) {
+        let broken = option.contains('\u{fffd}');
+        let text = text.trim_start_matches('\\');
+        assert!(broken || text.starts_with(option), "{said}: {text}");
+    }
+}
+
+#[test]
+fn every_finding_has_its_file_line_section_option_and_value() {
+    let mut seen = BTreeSet::new();
+    for name in names() {
+        for said in load(&Directory::new(corpus()), &name).diagnostics() {
+            check_fields(&name, said);
+            seen.insert(kind(said));
+        }
+    }
+    let all = KINDS.iter().flat_map(|(_, kinds)| kinds.iter());
+    let missing: Vec<_> = all
+        .filter(|kind| !seen.contains(**kind) && !ELSEWHERE.contains(kind))
+        .collect();
+    assert!(missing.is_empty(), "no file shows {missing:?}");
 }
 
 #[test]
