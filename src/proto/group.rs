@@ -6,6 +6,7 @@
 
 use super::event::{Activity, Event, Removal, Status};
 use super::ids::{OpId, RegistrationId};
+use std::time::Instant;
 
 /// The flows of one registration
 #[derive(Debug)]
@@ -14,8 +15,8 @@ pub(crate) struct Group {
     members: Vec<Member>,
     /// Flows that a new configuration has no more, until their bindings are removed
     retired: Vec<Retired>,
-    /// Whether all of them are to stop
-    stopping: bool,
+    /// Until when all of them are to have stopped, while they are to
+    stopping: Option<Instant>,
     /// What became of the bindings of those that had been left behind, since all were asked to stop
     left: Vec<Removal>,
     /// The one that removes all bindings of the address of record
@@ -40,6 +41,8 @@ struct Member {
     leaves: bool,
     /// What became of its binding, since all were asked to stop
     stopped: Option<Removal>,
+    /// It comes by a new configuration while the binding of an earlier one of its number may be on its way to be removed
+    waits: bool,
 }
 
 impl Member {
@@ -53,6 +56,7 @@ impl Member {
             gave_up: false,
             leaves: false,
             stopped: None,
+            waits: false,
         }
     }
 
@@ -97,7 +101,7 @@ impl Group {
         Self {
             members: vec![Member::new(first, true)],
             retired: Vec::new(),
-            stopping: false,
+            stopping: None,
             left: Vec::new(),
             empties: None,
             asked: Vec::new(),
@@ -114,12 +118,26 @@ impl Group {
         }
     }
 
-    pub(crate) fn push(&mut self, id: RegistrationId) {
+    /// One more; with `waits` it has no turn before [`removed_what_was_left`](Self::removed_what_was_left).
+    pub(crate) fn push(&mut self, id: RegistrationId, waits: bool) {
         self.members.push(Member {
             // Where all are to stop, this one has nothing to.
-            stopped: self.stopping.then_some(Removal::NeverBound),
+            stopped: self.stopping.map(|_| Removal::NeverBound),
+            waits,
             ..Member::new(id, false)
         });
+    }
+
+    /// Whether there is one that waits for a reconciliation under way.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.members.iter().any(|member| member.waits)
+    }
+
+    /// No reconciliation is removing anything any more.
+    pub(crate) fn removed_what_was_left(&mut self) {
+        for member in &mut self.members {
+            member.waits = false;
+        }
     }
 
     /// All of them, in the order of their reg-ids.
@@ -153,6 +171,10 @@ impl Group {
     pub(crate) fn retire(&mut self, keep: usize) -> Vec<RegistrationId> {
         let keep = keep.max(1).min(self.members.len());
         let gone = self.members.split_off(keep);
+        // They stop once more, and find nothing then.
+        let stopped = gone.iter().filter_map(|member| member.stopped.clone());
+        self.left
+            .extend(stopped.filter(|removal| *removal == Removal::Removed));
         let ids = gone.iter().map(|member| member.id).collect();
         let gone = gone.into_iter().enumerate().map(|(at, member)| Retired {
             id: member.id,
@@ -160,6 +182,10 @@ impl Group {
             bound: member.bound,
         });
         self.retired.extend(gone);
+        // After the stop there is one that a command is for.
+        if self.stopping.is_some() && self.on().next().is_none() {
+            self.members.iter_mut().take(1).for_each(|m| m.on = true);
+        }
         ids
     }
 
@@ -184,24 +210,32 @@ impl Group {
         }
     }
 
-    pub(crate) fn stop(&mut self) {
-        self.stopping = true;
-        self.left.clear();
+    /// All are to stop until then; of two stops the shorter one counts.
+    pub(crate) fn stop(&mut self, by: Instant) {
+        match &mut self.stopping {
+            Some(until) => *until = by.min(*until),
+            None => {
+                self.stopping = Some(by);
+                self.left.clear();
+            }
+        }
         for member in &mut self.members {
-            member.stopped = None;
+            // Those that have stopped find nothing any more, but something was there.
+            let removed = member.stopped.take();
+            self.left
+                .extend(removed.filter(|removal| *removal == Removal::Removed));
             member.leaves = false;
         }
+    }
+
+    /// Until when all of them are to have stopped, while they are to.
+    pub(crate) const fn stopping(&self) -> Option<Instant> {
+        self.stopping
     }
 
     /// One of them has removed all bindings, which is what its next event says: the others hold none.
     pub(crate) const fn empty(&mut self, by: RegistrationId) {
         self.empties = Some(by);
-    }
-
-    /// A command that registers: nothing is to stop any more.
-    pub(crate) fn go_on(&mut self) {
-        self.stopping = false;
-        self.left.clear();
     }
 
     /// What happened to one of them: what the host is told, and whose turn it is then.
@@ -264,10 +298,11 @@ impl Group {
                     member.reachable = false;
                 }
                 // Told of the whole when the last one has stopped.
-                !before.bound && !self.stopping
+                !before.bound && self.stopping.is_none()
             }
             Event::Bindings(_) | Event::QueryFailed(_) => true,
-            Event::Scheduled { .. } | Event::Paused { .. } => at == 0,
+            // Each tells its own, and there may be no first one among them.
+            Event::Scheduled { .. } | Event::Paused { .. } => before.first,
             _ => false,
         };
         let alone = self.members.len() == 1 && self.retired.is_empty() && self.left.is_empty();
@@ -299,7 +334,7 @@ impl Group {
             _ => was,
         };
         let turned = was != retired.bound;
-        let ends = matches!(event, Event::Unregistered(_)) && self.stopping;
+        let ends = matches!(event, Event::Unregistered(_)) && self.stopping.is_some();
         match turned && !others && !ends {
             true => event,
             false => of_flow(retired.at + 1, event),
@@ -322,7 +357,7 @@ impl Group {
     pub(crate) fn ended(&mut self, id: RegistrationId, removal: Removal) -> Ended {
         if let Some(at) = self.retired.iter().position(|retired| retired.id == id) {
             self.retired.remove(at);
-            if self.stopping {
+            if self.stopping.is_some() {
                 self.left.push(removal);
             }
             return Ended::Left;
@@ -331,7 +366,7 @@ impl Group {
             return Ended::Goes;
         };
         let left = std::mem::take(&mut member.leaves);
-        if !self.stopping {
+        if self.stopping.is_none() {
             return match left && member.on {
                 true => Ended::Starts,
                 false => Ended::Goes,
@@ -343,7 +378,7 @@ impl Group {
 
     /// Whether all that were to stop have: the worst end of them, told once, and whether there were several.
     pub(crate) fn all_stopped(&mut self) -> Option<(Removal, bool)> {
-        if !self.stopping || !self.retired.is_empty() {
+        if self.stopping.is_none() || !self.retired.is_empty() {
             return None;
         }
         let removals = self.members.iter().map(|member| member.stopped.clone());
@@ -351,7 +386,7 @@ impl Group {
         let all: Vec<_> = removals?.into_iter().chain(self.left.drain(..)).collect();
         let several = all.len() > 1;
         let worst = all.into_iter().max_by_key(weight)?;
-        self.stopping = false;
+        self.stopping = None;
         Some((worst, several))
     }
 
@@ -382,7 +417,7 @@ impl Group {
     /// Whose turn it is (RFC 5626 §4.2.1): all, once the registrar has said that it knows flows from one another; one, where
     /// it does not, for each would ring by itself; the next one, where the way of those before is broken.
     fn turns(&mut self, leads_on: bool) -> Vec<Turn> {
-        if self.stopping {
+        if self.stopping.is_some() {
             return Vec::new();
         }
         // One that is to leave does not keep the others from their turn.
@@ -412,7 +447,7 @@ impl Group {
         // The removal of one that had the same number is not to come after the REGISTER of the new one.
         let is_free = |at: usize| retired.iter().all(|retired| retired.at != at);
         let waiting = self.members.iter_mut().enumerate();
-        let waiting = waiting.filter(|(at, member)| !member.on && is_free(*at));
+        let waiting = waiting.filter(|(at, member)| !member.on && !member.waits && is_free(*at));
         waiting
             .take(most)
             .filter_map(|(_, member)| {
@@ -436,12 +471,14 @@ impl Group {
         let others = others.filter(|(other, _)| *other != at);
         let retired = Others {
             bound: self.retired.iter().any(|retired| retired.bound),
+            first: !self.members[..at].iter().any(|member| member.on),
             ..Others::default()
         };
         others.fold(retired, |sum, (_, member)| Others {
             bound: sum.bound || member.bound,
             reachable: sum.reachable || member.bound && member.reachable,
             tries: sum.tries || member.tries(),
+            ..sum
         })
     }
 
@@ -469,6 +506,8 @@ struct Others {
     bound: bool,
     reachable: bool,
     tries: bool,
+    /// None that is to be registered stands before it
+    first: bool,
 }
 
 fn of_flow(reg_id: usize, event: Event) -> Event {
@@ -506,7 +545,7 @@ pub(crate) fn fold(members: impl Iterator<Item = Status>) -> Option<Status> {
 }
 
 /// A binding whose flow is up and that lasts is better than any other; where there is none, a failure says more than none.
-fn worth(status: &Status) -> (bool, Option<std::time::Instant>, bool) {
+fn worth(status: &Status) -> (bool, Option<Instant>, bool) {
     let lease = status.lease.as_ref();
     (
         lease.is_some_and(|lease| lease.flow.is_some()),

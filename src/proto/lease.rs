@@ -52,6 +52,8 @@ pub(crate) struct Device<'a> {
     pub(crate) flows: Option<u8>,
     /// Contacts that the registrar may still hold (D18)
     pub(crate) left: &'a [&'a str],
+    /// Contacts of the other flows, which may be bound without their reg-ids (RFC 5626 §6, 439)
+    pub(crate) beside: &'a [Box<str>],
 }
 
 /// Reads the grant of a 2xx to a REGISTER that asked for `requested` seconds.
@@ -149,11 +151,16 @@ fn whose(listed: &[Listed], sent: Sent<'_>, device: Device<'_>) -> Vec<Whose> {
         .into_iter()
         .map(std::ptr::from_ref)
         .collect();
-    let left: Vec<_> = device
-        .left
+    let left = device.left.iter().filter_map(|uri| SipUri::parse(uri).ok());
+    let beside = device
+        .beside
         .iter()
-        .filter_map(|uri| SipUri::parse(uri).ok())
-        .collect();
+        .filter_map(|uri| SipUri::parse(uri).ok());
+    let (left, beside): (Vec<_>, Vec<_>) = (left.collect(), beside.collect());
+    let is_of = |uris: &[SipUri], contact: &Listed| {
+        let uri = contact.uri.as_ref();
+        uri.is_some_and(|uri| uris.iter().any(|one| one.is_equivalent(uri)))
+    };
     let of_one = |contact: &Listed| {
         let same = sent.instance.is_some() && contact.instance.as_deref() == sent.instance;
         let flow = contact.reg_id.as_ref().and_then(|id| id.parse::<u8>().ok());
@@ -164,14 +171,12 @@ fn whose(listed: &[Listed], sent: Sent<'_>, device: Device<'_>) -> Vec<Whose> {
             // Another flow of this registration, or of a run that had more of them.
             match flow {
                 Some(flow) if (1..=flows).contains(&flow) => Whose::Ours,
+                None if is_of(&beside, contact) => Whose::Ours,
                 _ => Whose::Left,
             }
-        } else if contact
-            .uri
-            .as_ref()
-            .is_some_and(|uri| left.iter().any(|one| one.is_equivalent(uri)))
-            && contact.instance.is_none()
-        {
+        } else if contact.instance.is_none() && is_of(&beside, contact) {
+            Whose::Ours
+        } else if contact.instance.is_none() && is_of(&left, contact) {
             Whose::Left
         } else {
             Whose::Foreign

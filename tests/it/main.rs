@@ -66,6 +66,7 @@ mod rules_registrar;
 mod rules_retry;
 mod rules_silence;
 mod rules_soak;
+mod rules_stop;
 mod rules_tickets;
 mod rules_tls;
 #[cfg(feature = "tokio")]

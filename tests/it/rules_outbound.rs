@@ -8,25 +8,25 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-const fn secs(seconds: u64) -> Duration {
+pub(crate) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-const URN: &str = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
-const HOUR: u32 = 3600;
+pub(crate) const URN: &str = "urn:uuid:00000000-0000-1000-8000-000a95a0e128";
+pub(crate) const HOUR: u32 = 3600;
 
-fn instance() -> InstanceId {
+pub(crate) fn instance() -> InstanceId {
     InstanceId::parse(URN).expect("a urn")
 }
 
-fn calm() -> Policy {
+pub(crate) fn calm() -> Policy {
     let mut policy = Policy::default();
     policy.retry.jitter = 0.0;
     policy.refresh.jitter = 0.0;
     policy
 }
 
-fn account() -> RegistrationBuilder {
+pub(crate) fn account() -> RegistrationBuilder {
     Registration::builder("sip:example.com", "sip:alice@example.com")
         .contact_user("alice")
         .instance(instance())
@@ -36,13 +36,13 @@ fn account() -> RegistrationBuilder {
 }
 
 /// Through two edges, over UDP or TCP.
-fn two(transport: &str) -> RegistrationBuilder {
+pub(crate) fn two(transport: &str) -> RegistrationBuilder {
     account()
         .outbound_proxy(format!("sip:edge1.example.com;lr;transport={transport}"))
         .further_flow(format!("sip:edge2.example.com;lr;transport={transport}"))
 }
 
-fn sim(account: RegistrationBuilder) -> Sim {
+pub(crate) fn sim(account: RegistrationBuilder) -> Sim {
     let mut sim = Sim::many([]);
     sim.answer_keep_alives(Some(([192, 0, 2, 1], 5060).into()));
     for (name, last) in [("edge1", 11), ("edge2", 12), ("edge3", 13)] {
@@ -53,19 +53,19 @@ fn sim(account: RegistrationBuilder) -> Sim {
     sim
 }
 
-fn edge(request: &SentRequest) -> u8 {
+pub(crate) fn edge(request: &SentRequest) -> u8 {
     match request.target().address().ip() {
         IpAddr::V4(ip) => ip.octets()[3] - 10,
         IpAddr::V6(_) => 0,
     }
 }
 
-fn granted() -> Reply {
+pub(crate) fn granted() -> Reply {
     Reply::granted(HOUR).header("Require", "outbound")
 }
 
 /// Both flows are bound at a registrar that does outbound.
-fn bound(account: RegistrationBuilder) -> Sim {
+pub(crate) fn bound(account: RegistrationBuilder) -> Sim {
     let mut sim = sim(account);
     let first = sim.sent();
     sim.reply(&first, granted());
@@ -80,7 +80,7 @@ fn bound(account: RegistrationBuilder) -> Sim {
 }
 
 /// Steps from deadline to deadline for as long as `by`; what `serve` does not answer is silence.
-fn run(
+pub(crate) fn run(
     sim: &mut Sim,
     by: Duration,
     mut serve: impl FnMut(Duration, &SentRequest) -> Option<Reply>,
@@ -101,7 +101,7 @@ fn run(
     }
 }
 
-fn up(sim: &Sim) -> Vec<bool> {
+pub(crate) fn up(sim: &Sim) -> Vec<bool> {
     let flows = sim.pool().flow_statuses(sim.id());
     flows
         .iter()

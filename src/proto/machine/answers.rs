@@ -666,6 +666,7 @@ impl Machine {
                 let device = lease::Device {
                     flows: self.flows_to_come(),
                     left: &left,
+                    beside: &cycle.beside,
                 };
                 let bindings = lease::bindings(response, sent, device);
                 let asks = cycle.purpose == Purpose::Reconcile && cycle.left.is_empty();

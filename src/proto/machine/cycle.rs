@@ -67,6 +67,7 @@ impl Machine {
             lived: None,
             code: None,
             left: Vec::new(),
+            beside: Vec::new(),
             failure: None,
             answered: None,
         }));

@@ -13,6 +13,7 @@
 //! in between takes it away.
 
 pub(super) mod answers;
+mod beside;
 mod certificates;
 mod commands;
 mod contract;
@@ -188,6 +189,8 @@ struct Cycle {
     code: Option<u16>,
     /// Contact values that remove what this device has left behind; none until a reconciliation has found some
     left: Vec<Box<str>>,
+    /// The Contacts of the other flows of the same registration, while bindings are asked for
+    beside: Vec<Box<str>>,
     /// What was reported last, for the event of a cycle that runs out of targets
     failure: Option<(Failure, Option<Box<Exchange>>)>,
     /// The last answer that was not the end: what a failure without one of its own is about (D27)

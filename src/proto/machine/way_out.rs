@@ -90,53 +90,6 @@ impl Machine {
         self.lease.as_ref().map(|lease| &*lease.contact)
     }
 
-    /// Forgets bindings by these Contacts, unless the registrar tells those of this flow from others by `reg-id`.
-    pub(crate) fn let_go(&mut self, contacts: &[Box<str>]) {
-        if self.is_outbound() || contacts.is_empty() {
-            return;
-        }
-        let theirs = |contact: &str| contacts.iter().any(|other| **other == *contact);
-        self.lease.take_if(|lease| theirs(&lease.contact));
-        if let Some(seldom) = self.seldom.there() {
-            seldom.stale.retain(|(contact, _)| !theirs(contact));
-        }
-        let under_way = match &self.plan {
-            Plan::Cycle(cycle) => Some(&*cycle.contact_uri).filter(|uri| !uri.is_empty()),
-            _ => None,
-        };
-        let mine = self.lease.is_some() || !self.seldom.stale.is_empty();
-        if !mine && under_way.is_none_or(theirs) {
-            self.may_live = None;
-        }
-    }
-
-    /// Nothing of this registration is bound any more, by what another flow has removed.
-    pub(crate) fn let_all_go(&mut self) {
-        self.lease = None;
-        if let Some(seldom) = self.seldom.there() {
-            seldom.stale.clear();
-        }
-        if !matches!(self.plan, Plan::Cycle(_)) {
-            self.may_live = None;
-        }
-    }
-
-    /// Whether all bindings were removed since this was asked last.
-    pub(crate) fn take_emptied(&mut self) -> bool {
-        let seldom = self.seldom.there();
-        seldom.is_some_and(|seldom| std::mem::take(&mut seldom.emptied))
-    }
-
-    /// How many flows there are, by the configuration in force and by those that wait: a flow of the next one may be up
-    /// before this machine comes to it.
-    pub(super) fn flows_to_come(&self) -> Option<u8> {
-        let waiting = self.seldom.then.iter().filter_map(|then| match then {
-            Then::Reconfigure(to) | Then::Replace(to) => to.flow_count(),
-            _ => None,
-        });
-        waiting.chain(self.registration.flow_count()).max()
-    }
-
     /// Whether the last grant said `Require: outbound`.
     pub(crate) fn is_outbound(&self) -> bool {
         let bearings = self.seldom.bearings.as_ref();

@@ -5,6 +5,8 @@ use crate::proto::group::{Ended, Group, Turn};
 
 /// How long the binding of a flow that is not wanted any more may take to be removed (D21)
 const REMOVAL: Duration = Duration::from_secs(35);
+/// No host means more than this by a deadline, and `Instant` has an end
+const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The registrations that have several flows; most pools have none
 #[derive(Debug, Default)]
@@ -70,6 +72,9 @@ impl Pool {
         let mut group = Group::new(id);
         if let Some(entry) = self.entry(id) {
             group.first_is(&entry.machine.status(), entry.machine.is_outbound());
+            if let Some(by) = entry.machine.stops_by() {
+                group.stop(by);
+            }
         }
         self.groups.by_id.insert(id, group);
         for registration in further {
@@ -79,9 +84,31 @@ impl Pool {
 
     fn add_flow(&mut self, cx: &mut Out<'_>, id: RegistrationId, registration: Arc<Registration>) {
         let flow = self.place(cx, registration);
+        let waits = self.removes_what_was_left(id);
         self.groups.owners.insert(flow, id);
         if let Some(group) = self.groups.of_mut(id) {
-            group.push(flow);
+            group.push(flow, waits);
+        }
+    }
+
+    /// Whether a reconciliation is removing bindings that a flow which is new would have again: on another way its REGISTER
+    /// could come before the removal.
+    fn removes_what_was_left(&self, id: RegistrationId) -> bool {
+        let group = self.groups.of(id);
+        let mut all = group
+            .into_iter()
+            .flat_map(|group| group.ids().chain(group.retired()));
+        all.any(|id| {
+            self.entry(id)
+                .is_some_and(|entry| entry.machine.removes_what_was_left())
+        })
+    }
+
+    /// Where nothing keeps those any more that wait for a reconciliation, it is their turn.
+    fn end_wait(&mut self, id: RegistrationId) {
+        let waits = self.groups.of(id).is_some_and(Group::is_waited_for);
+        if waits && !self.removes_what_was_left(id) {
+            self.groups.of_mut(id).map(Group::removed_what_was_left);
         }
     }
 
@@ -102,21 +129,22 @@ impl Pool {
             input,
             Input::Refresh | Input::Reregister | Input::RetryCredentials
         );
+        // A stop is never turned into a registration again, not even that of the flows that have stopped first (D21).
+        if group.stopping().is_some() && (registers || asks_for_more(&input)) {
+            return;
+        }
         if registers && group.on().next().is_none() {
             // Nobody's turn: whose it is now starts, which is what is asked for.
-            group.go_on();
             return self.take_turns(cx, id);
         }
         let on: Vec<_> = group.on().collect();
         match input {
             Input::Refresh => {
-                group.go_on();
                 for id in on {
                     self.feed(cx, id, Input::Refresh);
                 }
             }
             Input::Reregister => {
-                group.go_on();
                 for id in on {
                     self.feed(cx, id, Input::Reregister);
                 }
@@ -132,7 +160,6 @@ impl Pool {
                 }
             }
             Input::RetryCredentials => {
-                group.go_on();
                 for id in on {
                     self.forgive(id);
                     self.feed(cx, id, Input::RetryCredentials);
@@ -151,7 +178,7 @@ impl Pool {
                 self.feed(cx, speaker, Input::RemoveAll);
             }
             Input::Stop(within) => {
-                group.stop();
+                group.stop(cx.now + within.min(LONGEST));
                 let all: Vec<_> = group.ids().chain(group.retired()).collect();
                 for id in all {
                     self.feed(cx, id, Input::Stop(within));
@@ -186,6 +213,7 @@ impl Pool {
     /// are no more are removed.
     fn reconfigure_flows(&mut self, cx: &mut Out<'_>, id: RegistrationId, to: Arc<Registration>) {
         let further = to.further_flows().to_vec();
+        let pause = self.pause_of_all(id);
         let Some(group) = self.groups.of_mut(id) else {
             return;
         };
@@ -207,7 +235,14 @@ impl Pool {
         for flow in gone {
             self.end_flow(cx, flow);
         }
-        self.take_turns(cx, id);
+        // One that was paused may be among those that are no more: the pause goes on all the same.
+        let turns = self.groups.of_mut(id).map(Group::take_turns);
+        for turn in turns.unwrap_or_default() {
+            match (turn, pause) {
+                (Turn::Start(flow), Some(until)) => self.rest(cx, flow, until),
+                (turn, _) => self.carry_turns(cx, vec![turn]),
+            }
+        }
         self.all_stopped(cx, id);
     }
 
@@ -253,6 +288,10 @@ impl Pool {
         let bound: Vec<_> = group.bound().filter(|other| *other != id).collect();
         let holds = |id: &RegistrationId| self.status_of(*id).is_some_and(|s| s.is_registered());
         let ended: Vec<_> = bound.into_iter().filter(|id| !holds(id)).collect();
+        if emptied {
+            self.let_go_in_pause(owner, id);
+        }
+        self.end_wait(owner);
         let Some(group) = self.groups.of_mut(owner) else {
             return;
         };
@@ -273,8 +312,10 @@ impl Pool {
     fn carry_turns(&mut self, cx: &mut Out<'_>, turns: Vec<Turn>) {
         for turn in turns {
             match turn {
-                Turn::Start(id) => self.feed(cx, id, Input::Start),
+                Turn::Start(id) => self.start_flow(cx, id),
                 Turn::Stop(id) => self.end_flow(cx, id),
+                // It has let go already.
+                Turn::Gone(id) if self.rests(id) => {}
                 Turn::Gone(id) => {
                     // One whose flow is up says so itself.
                     let lease = self.status_of(id).and_then(|status| status.lease);
@@ -282,9 +323,80 @@ impl Pool {
                     if let Some(entry) = self.entry_mut(id).filter(|_| dead) {
                         entry.machine.let_all_go();
                     }
-                    self.feed(cx, id, Input::Stop(REMOVAL));
+                    let pause = self.pause_of(id);
+                    let input = pause.map_or(Input::Stop(REMOVAL), |until| Input::Pause {
+                        until,
+                        unregister: true,
+                    });
+                    self.feed(cx, id, input);
                 }
             }
+        }
+    }
+
+    /// Its turn has come; in a pause it waits with the others.
+    fn start_flow(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+        match self.pause_of_all(self.groups.owner(id)) {
+            Some(until) => self.rest(cx, id, until),
+            None => self.feed(cx, id, Input::Start),
+        }
+    }
+
+    fn rest(&mut self, cx: &mut Out<'_>, id: RegistrationId, until: Option<Instant>) {
+        let Some(entry) = self.entry_mut(id) else {
+            return;
+        };
+        let before = Arc::clone(entry.machine.registration());
+        entry.machine.rest(until);
+        self.settle(cx, id, &before);
+    }
+
+    /// Until when a machine is paused, if it is.
+    fn pause_of(&self, id: RegistrationId) -> Option<Option<Instant>> {
+        self.entry(id)?.machine.pause()
+    }
+
+    /// Until when a registration is paused, if it is.
+    fn pause_of_all(&self, id: RegistrationId) -> Option<Option<Instant>> {
+        let mut members = self.members(id).into_iter();
+        members.find_map(|id| self.pause_of(id))
+    }
+
+    /// Whether a machine is paused, and nothing of it is under way.
+    fn rests(&self, id: RegistrationId) -> bool {
+        let entry = self.entry(id);
+        entry.is_some_and(|entry| entry.machine.pause().is_some() && !entry.machine.is_busy())
+    }
+
+    /// All bindings were removed by one machine: others that rest have nothing under way that could bind them again.
+    fn let_go_in_pause(&mut self, owner: RegistrationId, by: RegistrationId) {
+        let others = self.members(owner).into_iter().filter(|id| *id != by);
+        let paused: Vec<_> = others.filter(|id| self.rests(*id)).collect();
+        for id in &paused {
+            if let Some(entry) = self.entry_mut(*id) {
+                entry.machine.let_all_go();
+            }
+        }
+        if let Some(group) = self.groups.of_mut(owner) {
+            group.have_none(&paused);
+        }
+    }
+
+    /// An answer that may list bindings comes to one flow: which are those of the others that have no number.
+    pub(super) fn show_beside(&mut self, id: RegistrationId) {
+        let lists = |entry: &Entry| entry.machine.lists();
+        let Some(group) = self.groups.of(self.groups.owner(id)) else {
+            return;
+        };
+        if !self.entry(id).is_some_and(lists) {
+            return;
+        }
+        let others = group.ids().chain(group.retired());
+        let others = others.filter_map(|other| self.entry(other).filter(|_| other != id));
+        let contacts = others.flat_map(|entry| entry.machine.contacts());
+        let contacts: Vec<_> = contacts.map(Box::from).collect();
+        if let Some(entry) = self.entry_mut(id) {
+            entry.machine.beside(contacts);
         }
     }
 
@@ -301,10 +413,14 @@ impl Pool {
             .filter_map(|other| self.entry(other)?.machine.contact())
             .map(Box::<str>::from)
             .collect();
+        // Where all are to stop, it has no more time than they.
+        let stopping = group.and_then(Group::stopping);
+        let left = stopping.map(|by| by.saturating_duration_since(cx.now));
         if let Some(entry) = self.entry_mut(id) {
             entry.machine.let_go(&contacts);
         }
-        self.feed(cx, id, Input::Stop(REMOVAL));
+        let within = left.map_or(REMOVAL, |left| left.min(REMOVAL));
+        self.feed(cx, id, Input::Stop(within));
     }
 
     /// A machine has carried out a stop.
@@ -318,11 +434,12 @@ impl Pool {
         };
         match group.ended(id, removal) {
             Ended::Goes => {}
-            Ended::Starts => self.feed(cx, id, Input::Start),
+            Ended::Starts => self.start_flow(cx, id),
             Ended::Left => {
                 self.groups.owners.remove(&id);
                 self.forget(cx, id);
                 // A new one with its number may have waited for that.
+                self.end_wait(owner);
                 self.take_turns(cx, owner);
             }
         }
@@ -358,4 +475,12 @@ impl Pool {
         }
         self.count -= 1;
     }
+}
+
+/// What one machine that stops does not begin either.
+const fn asks_for_more(input: &Input<'_>) -> bool {
+    matches!(
+        input,
+        Input::Query | Input::Reconcile | Input::RemoveAll | Input::Pause { .. } | Input::Resume
+    )
 }

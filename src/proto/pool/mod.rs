@@ -507,6 +507,9 @@ impl Pool {
         let again = !matches!(input, Input::Opened { .. });
         let mut outputs = self.scratch.pop().unwrap_or_default();
         let others_hold = self.groups.another_is_up(id);
+        if matches!(input, Input::Response(_)) {
+            self.show_beside(id);
+        }
         if let Some(entry) = self.entry_mut(id) {
             entry.machine.others_hold(others_hold);
             let mut inner = Cx {

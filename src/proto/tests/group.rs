@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+#[expect(clippy::disallowed_methods, reason = "only differences matter")]
+fn later() -> Instant {
+    Instant::now() + HOUR
+}
+
 fn id(number: u32) -> RegistrationId {
     RegistrationId::from_parts(number, 0)
 }
@@ -59,8 +64,8 @@ fn refused(code: u16) -> Failure {
 /// Three flows: 1 has begun, 2 and 3 wait.
 fn group() -> Group {
     let mut group = Group::new(id(1));
-    group.push(id(2));
-    group.push(id(3));
+    group.push(id(2), false);
+    group.push(id(3), false);
     group
 }
 
@@ -179,7 +184,7 @@ fn what_changes_nothing_of_the_whole_is_told_as_of_one_flow() {
 #[test]
 fn a_stop_is_over_when_the_last_flow_has_stopped_and_the_worst_end_counts() {
     let mut group = bound();
-    group.stop();
+    group.stop(later());
     let (told, turns) = group.event(id(1), Event::Unregistered(Removal::Removed));
     assert!(is_of(&told, 1));
     assert_eq!(turns, []);
@@ -187,12 +192,12 @@ fn a_stop_is_over_when_the_last_flow_has_stopped_and_the_worst_end_counts() {
     assert_eq!(group.ended(id(3), Removal::Unanswered), Ended::Goes);
     assert_eq!(group.all_stopped(), None);
     // One that comes meanwhile has nothing to stop.
-    group.push(id(4));
+    group.push(id(4), false);
     assert_eq!(group.ended(id(2), Removal::Refused(500)), Ended::Goes);
     assert_eq!(group.all_stopped(), Some((Removal::Unanswered, true)));
     assert_eq!(group.all_stopped(), None);
     // The last one that is waited for may leave instead.
-    group.stop();
+    group.stop(later());
     for number in [1, 2, 3] {
         group.ended(id(number), Removal::Removed);
     }

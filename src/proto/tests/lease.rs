@@ -241,6 +241,7 @@ fn without_an_expires_header_an_hour_is_assumed() {
 const ALONE: Device<'_> = Device {
     flows: None,
     left: &[],
+    beside: &[],
 };
 
 #[test]
@@ -274,6 +275,7 @@ fn what_this_device_has_left_behind_is_told_from_what_is_anothers() {
     let device = Device {
         flows: Some(2),
         left: &["sip:alice@192.0.2.1:7000", "sip:alice@192.0.2.1:7002"],
+        beside: &[],
     };
     let listed = bindings(&all, us, device);
     let whose: Vec<_> = listed.iter().map(|one| (one.ours, one.stale)).collect();

@@ -1,0 +1,388 @@
+//! Stops and pauses of a registration with several flows: each stop ends, once and in time, whatever comes next (D20, D21).
+
+use super::rules_outbound::{HOUR, account, bound, edge, granted, run, secs, sim, two, up};
+use sip_registration::testkit::{Reply, SentRequest, Sim};
+use sip_registration::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+const WITHIN: Duration = secs(20);
+
+fn commands() -> Vec<Input<'static>> {
+    let pause = |until, unregister| Input::Pause { until, unregister };
+    vec![
+        Input::Refresh,
+        Input::Reregister,
+        Input::RetryCredentials,
+        Input::Resume,
+        Input::Query,
+        Input::Reconcile,
+        Input::RemoveAll,
+        Input::Stop(secs(35)),
+        pause(None, false),
+        pause(None, true),
+    ]
+}
+
+fn reconfigure(sim: &mut Sim, to: RegistrationBuilder) {
+    let id = sim.id();
+    let to = Arc::new(to.build().expect("a good configuration"));
+    sim.with(|pool, cx| pool.reconfigure(cx, id, to));
+}
+
+/// Both un-REGISTERs are under way, or one is and the other is answered.
+fn stopping(forget: bool, one_answered: bool) -> (Sim, Vec<SentRequest>) {
+    let mut sim = bound(two("udp"));
+    let id = sim.id();
+    match forget {
+        true => sim.remove(id, WITHIN),
+        false => sim.input(Input::Stop(WITHIN)),
+    }
+    let mut open = sim.all_sent();
+    assert_eq!(open.len(), 2);
+    if one_answered {
+        let first = open.remove(0);
+        sim.reply(&first, Reply::status(200));
+    }
+    (sim, open)
+}
+
+/// The whole registration is told to have ended, and that it was stopped, once each.
+fn ends_once(sim: &mut Sim, removal: &Removal, what: &str) {
+    assert_eq!(sim.removals(), std::slice::from_ref(removal), "{what}");
+    let events = sim.events();
+    let told = events
+        .iter()
+        .filter(|event| matches!(event, Event::Unregistered(_)));
+    let told: Vec<_> = told.collect();
+    assert_eq!(told, [&Event::Unregistered(removal.clone())], "{what}");
+    let odd = events
+        .iter()
+        .find(|event| !matches!(event, Event::Unregistered(_) | Event::OfFlow { .. }));
+    assert_eq!(odd, None, "{what}");
+}
+
+#[test]
+fn a_command_that_comes_during_a_stop_does_not_keep_it_from_its_end() {
+    for forget in [false, true] {
+        for one_answered in [false, true] {
+            for answered in [false, true] {
+                for command in commands() {
+                    let what = format!("{command:?} {forget} {one_answered} {answered}");
+                    let (mut sim, open) = stopping(forget, one_answered);
+                    let id = sim.id();
+                    sim.input(command);
+                    for request in open.iter().filter(|_| answered) {
+                        sim.reply(request, Reply::status(200));
+                    }
+                    run(&mut sim, WITHIN, |_, request| {
+                        assert_eq!(request.delta_seconds("Expires"), Some(0), "{what}");
+                        answered.then(|| Reply::status(200))
+                    });
+                    let removal = match answered {
+                        true => Removal::Removed,
+                        false => Removal::Unanswered,
+                    };
+                    ends_once(&mut sim, &removal, &what);
+                    assert_eq!(sim.pool().is_empty(), forget, "{what}");
+                    if forget {
+                        assert_eq!(sim.deadline(), None, "{what}");
+                        assert_eq!(sim.pool().held(), 0, "{what}");
+                        continue;
+                    }
+                    // Nothing goes on by itself, until it is asked for.
+                    run(&mut sim, secs(2 * 3600), |_, request| {
+                        panic!("{what}: {request:?}")
+                    });
+                    let id = sim.with(|pool, cx| {
+                        pool.handle(cx, id, Input::Refresh);
+                        id
+                    });
+                    run(&mut sim, secs(5), |_, _| Some(granted()));
+                    assert!(sim.pool().status(id).unwrap().is_reachable(), "{what}");
+                    assert_eq!(up(&sim), [true, true], "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_more_that_comes_during_the_stop_of_one_alone_does_not_keep_it_from_its_end() {
+    for forget in [false, true] {
+        let alone = || account().outbound_proxy("sip:edge1.example.com;lr;transport=udp");
+        let mut sim = sim(alone());
+        let id = sim.id();
+        let first = sim.sent();
+        sim.reply(&first, granted());
+        sim.events();
+        match forget {
+            true => sim.remove(id, WITHIN),
+            false => sim.input(Input::Stop(WITHIN)),
+        }
+        reconfigure(&mut sim, two("udp"));
+        run(&mut sim, WITHIN, |_, request| {
+            assert_eq!(request.delta_seconds("Expires"), Some(0));
+            Some(Reply::status(200))
+        });
+        ends_once(&mut sim, &Removal::Removed, "one alone");
+        assert_eq!(sim.pool().is_empty(), forget);
+        assert_eq!(sim.deadline(), None);
+        if !forget {
+            sim.input(Input::Refresh);
+            run(&mut sim, secs(5), |_, _| Some(granted()));
+            assert_eq!(up(&sim), [true, true]);
+        }
+    }
+}
+
+#[test]
+fn flows_that_go_by_a_configuration_during_a_stop_do_not_make_it_longer() {
+    for forget in [false, true] {
+        let mut sim = bound(two("udp"));
+        let id = sim.id();
+        match forget {
+            true => sim.remove(id, secs(4)),
+            false => sim.input(Input::Stop(secs(4))),
+        }
+        // Silence ends the first try of each. Those that are no more have what is left of the time, and no more.
+        let unregister = sim.all_sent();
+        sim.reply(&unregister[1], Reply::status(500));
+        sim.advance(secs(3));
+        reconfigure(
+            &mut sim,
+            account().outbound_proxy("sip:edge1.example.com;lr;transport=udp"),
+        );
+        sim.advance(secs(1));
+        ends_once(&mut sim, &Removal::Unanswered, "within");
+        assert_eq!(sim.pool().is_empty(), forget);
+    }
+}
+
+#[test]
+fn a_second_stop_has_the_time_of_the_shorter_one_and_keeps_what_was_removed() {
+    let mut sim = bound(two("udp"));
+    sim.input(Input::Stop(secs(30)));
+    let open = sim.all_sent();
+    sim.reply(&open[0], Reply::status(200));
+    sim.input(Input::Stop(secs(5)));
+    sim.advance(secs(5));
+    ends_once(&mut sim, &Removal::Unanswered, "5 s");
+    // One was removed, the other had never been bound: that something was there is told.
+    let mut sim = self::sim(two("udp"));
+    let first = sim.sent();
+    sim.reply(&first, granted());
+    let second = sim.sent();
+    sim.events();
+    sim.input(Input::Stop(secs(30)));
+    let unregister = sim.sent();
+    sim.reply(&unregister, Reply::status(200));
+    sim.input(Input::Stop(secs(30)));
+    sim.reply(&second, Reply::status(403));
+    assert_eq!(sim.removals(), [Removal::Removed]);
+}
+
+// ---- pauses
+
+#[test]
+fn a_flow_that_comes_in_a_pause_waits_with_the_others() {
+    for until in [None, Some(secs(600))] {
+        let mut sim = bound(two("udp"));
+        let until = until.map(|after| sim.now() + after);
+        sim.input(Input::Pause {
+            until,
+            unregister: false,
+        });
+        sim.events();
+        reconfigure(
+            &mut sim,
+            two("udp").further_flow("sip:edge3.example.com;lr;transport=udp"),
+        );
+        run(&mut sim, secs(599), |_, request| panic!("{request:?}"));
+        assert_eq!(sim.status().activity, Activity::Paused);
+        assert_eq!(sim.events(), []);
+        if until.is_none() {
+            sim.input(Input::Resume);
+        }
+        run(&mut sim, secs(5), |_, _| Some(granted()));
+        assert_eq!(up(&sim), [true, true, true]);
+    }
+}
+
+#[test]
+fn what_is_removed_in_a_pause_is_bound_again_after_it() {
+    let mut sim = bound(two("udp"));
+    sim.input(Input::Pause {
+        until: None,
+        unregister: false,
+    });
+    sim.events();
+    sim.input(Input::RemoveAll);
+    let star = sim.sent();
+    assert_eq!(star.header("Contact").as_deref(), Some("*"));
+    sim.reply(&star, Reply::status(200));
+    // That the others hold nothing is known by that.
+    assert!(sim.is_silent());
+    assert_eq!(sim.events(), [Event::Unregistered(Removal::Removed)]);
+    assert!(!sim.status().is_registered());
+    assert_eq!(sim.status().activity, Activity::Paused);
+    sim.input(Input::Resume);
+    run(&mut sim, secs(5), |_, _| Some(granted()));
+    assert_eq!(up(&sim), [true, true]);
+}
+
+// ---- reconciliations
+
+fn listing(contacts: &[&str]) -> Reply {
+    contacts.iter().fold(Reply::status(200), |reply, contact| {
+        reply.header("Contact", contact)
+    })
+}
+
+fn of_flow(host: u8, params: &str) -> String {
+    let urn = super::rules_outbound::URN;
+    format!("<sip:alice@192.0.2.{host}:5060>;+sip.instance=\"<{urn}>\"{params};expires=60")
+}
+
+#[test]
+fn a_flow_that_comes_while_a_reconciliation_removes_one_of_its_number_is_bound_after_that() {
+    for refused in [false, true] {
+        let mut sim = bound(two("udp"));
+        sim.input(Input::Reconcile);
+        let query = sim.sent();
+        let [one, two_, left] = [1, 2, 3].map(|n| of_flow(1, &format!(";reg-id={n}")));
+        sim.reply(&query, listing(&[&one, &two_, &left]));
+        let removal = sim.sent();
+        assert!(removal.header("Contact").unwrap().contains(";reg-id=3;"));
+        // On another way it could come to the registrar before the removal, which would remove it then.
+        reconfigure(
+            &mut sim,
+            two("udp").further_flow("sip:edge3.example.com;lr;transport=udp"),
+        );
+        assert!(sim.is_silent());
+        sim.reply(
+            &removal,
+            match refused {
+                true => Reply::status(500),
+                false => listing(&[&one, &two_]),
+            },
+        );
+        let third = sim.sent();
+        assert_eq!(
+            (edge(&third), third.delta_seconds("Expires")),
+            (3, Some(HOUR))
+        );
+        sim.reply(&third, granted());
+        assert_eq!(up(&sim), [true, true, true]);
+    }
+}
+
+#[test]
+fn a_reconciliation_spares_a_flow_that_is_bound_without_its_number() {
+    // The second edge is none (439): that flow is bound by its Contact alone, and is ours all the same.
+    let mut sim = sim(two("tcp"));
+    let first = sim.sent();
+    sim.reply(&first, granted());
+    let second = sim.sent();
+    sim.reply(&second, Reply::status(439));
+    let second = sim.sent();
+    sim.reply(&second, Reply::granted(HOUR));
+    assert_eq!(up(&sim), [true, true]);
+    let of = |request: &SentRequest| request.header("Contact").unwrap().into_owned();
+    sim.input(Input::Reconcile);
+    let query = sim.sent();
+    let (one, plain) = (of(&first) + ";expires=60", of(&second) + ";expires=60");
+    assert!(!plain.contains("reg-id"), "{plain}");
+    sim.reply(&query, listing(&[&one, &plain]));
+    assert!(sim.is_silent(), "{:?}", sim.all_sent());
+    let events = sim.events();
+    let Some(Event::Bindings(bindings)) = events.last() else {
+        panic!("{events:?}");
+    };
+    assert!(bindings.iter().all(|one| one.ours && !one.stale));
+}
+
+// ---- the same with an agent
+
+#[cfg(feature = "tokio")]
+mod agent {
+    use super::*;
+    use sip_registration::testkit::{MockTransport, Wire};
+    use tokio::time::timeout;
+
+    async fn registered() -> (Agent, Wire, RegistrationHandle) {
+        let (transport, mut wire) = MockTransport::new();
+        let agent = Agent::builder()
+            .transport("mock", transport)
+            .seed([7; 32])
+            .build()
+            .await
+            .expect("an agent");
+        let account = account()
+            .outbound_proxy("sip:192.0.2.11;lr;transport=udp")
+            .further_flow("sip:192.0.2.12;lr;transport=udp");
+        let account = account.build().expect("a good configuration");
+        let handle = agent.add(account).await.expect("added");
+        for _ in 0..2 {
+            let register = wire.next_request().await;
+            wire.reply(&register, granted()).await;
+        }
+        handle.registered().await.expect("registered");
+        while agent
+            .flow_statuses(handle.id())
+            .await
+            .iter()
+            .any(|(_, flow)| !flow.is_reachable())
+        {
+            tokio::task::yield_now().await;
+        }
+        (agent, wire, handle)
+    }
+
+    /// What waits for a stop has its answer within the time that it gave, whatever is asked for meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_stop_of_several_flows() {
+        for forget in [false, true] {
+            for answered in [false, true] {
+                for command in 0..6 {
+                    let (agent, mut wire, handle) = registered().await;
+                    let id = handle.id();
+                    let clock = SystemClock::new();
+                    let started = clock.now();
+                    let stop = tokio::spawn(async move {
+                        match forget {
+                            true => handle.remove(WITHIN).await,
+                            false => handle.unregister(WITHIN).await,
+                        }
+                    });
+                    let first = wire.next_request().await;
+                    let second = wire.next_request().await;
+                    wire.reply(&first, 200).await;
+                    let ok = match command {
+                        0 => agent.refresh(id).await,
+                        1 => agent.reregister(id).await,
+                        2 => agent.retry_credentials(id).await,
+                        3 => agent.resume(id).await,
+                        4 => agent.pause(id, None, false).await,
+                        _ => agent.remove_all(id).await,
+                    };
+                    ok.expect("it is there until it has stopped");
+                    if answered {
+                        wire.reply(&second, 200).await;
+                    }
+                    let removal = timeout(WITHIN + secs(1), stop).await;
+                    let removal = removal.expect("in time").expect("no panic");
+                    let took = clock.now() - started;
+                    match answered {
+                        true => assert_eq!((removal, took < secs(1)), (Removal::Removed, true)),
+                        false => assert_eq!((removal, took >= WITHIN), (Removal::Unanswered, true)),
+                    }
+                    let there = agent.handle(id).await.is_some();
+                    assert_eq!(there, !forget, "command {command}");
+                    let fates = agent.shutdown(secs(1)).await;
+                    assert_eq!(fates.len(), usize::from(!forget));
+                }
+            }
+        }
+    }
+}
