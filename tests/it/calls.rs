@@ -1,7 +1,9 @@
-//! Calls that arrive: by way of Kamailio to the example `softphone`, from SIPp, sipsak and baresip; and whose call it is
+//! Calls that arrive: by way of Kamailio to the example `softphone`, from SIPp, sipsak and baresip; and whose call it is;
+//! and calls that a host places and others end
 //!
 //! The Request-URI that arrives is compared with what Kamailio has bound, so that nothing of it was lost on the way.
 
+mod placed;
 mod softphone;
 
 use crate::caller::Caller;
@@ -76,6 +78,12 @@ macro_rules! ways {
             async fn are_taken() {
                 super::are_taken(WAY).await;
             }
+
+            #[tokio::test]
+            #[ignore = "needs Kamailio and SIPp; .ci/run runs it"]
+            async fn are_placed_and_ended_by_the_other_side() {
+                super::placed::are_ended_by_the_other_side(WAY).await;
+            }
         }
     )*};
 }
@@ -91,6 +99,18 @@ ways! {
     by_an_edge_over_tls "tls" true;
     by_an_edge_over_ws "ws" true;
     by_an_edge_over_wss "wss" true;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio and SIPp; .ci/run runs it"]
+async fn with_a_gruu_are_ended_over_the_flow_that_came_after() {
+    placed::outlive_their_flow(true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Kamailio and SIPp; .ci/run runs it"]
+async fn without_a_gruu_end_with_their_connection() {
+    placed::outlive_their_flow(false).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 mod agents;
 #[cfg(feature = "tokio")]
 mod caller;
-#[cfg(all(unix, feature = "tls"))]
+#[cfg(all(unix, feature = "ws"))]
 mod calls;
 #[cfg(feature = "dns")]
 mod dns;

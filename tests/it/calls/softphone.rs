@@ -161,14 +161,18 @@ impl Softphone {
     }
 }
 
+/// The file of a scenario of SIPp.
+pub(super) fn scenario(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/sipp")
+        .join(format!("{name}.xml"))
+}
+
 /// SIPp plays a scenario of `tests/data/sipp` to a user, by way of the registrar.
 pub(super) async fn sipp(scenario: &str, user: &str, folder: &Path) {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/sipp")
-        .join(format!("{scenario}.xml"));
     let run = Command::new("sipp")
         .arg("-sf")
-        .arg(file)
+        .arg(self::scenario(scenario))
         .args(["-s", user, "-m", "1", "-nostdin", "-i", "127.0.0.1"])
         .args(["-p", &free_port().to_string()])
         .args(["-timeout", "18s", "-timeout_error", "-max_socket", "16"])
