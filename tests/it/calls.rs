@@ -104,13 +104,19 @@ ways! {
 #[tokio::test]
 #[ignore = "needs Kamailio and SIPp; .ci/run runs it"]
 async fn with_a_gruu_are_ended_over_the_flow_that_came_after() {
-    placed::outlive_their_flow(true).await;
+    for (transport, edge) in [("ws", false), ("ws", true), ("wss", true)] {
+        placed::outlive_their_flow(Way { transport, edge }, true).await;
+    }
 }
 
 #[tokio::test]
 #[ignore = "needs Kamailio and SIPp; .ci/run runs it"]
 async fn without_a_gruu_end_with_their_connection() {
-    placed::outlive_their_flow(false).await;
+    let way = Way {
+        transport: "ws",
+        edge: false,
+    };
+    placed::outlive_their_flow(way, false).await;
 }
 
 #[tokio::test]

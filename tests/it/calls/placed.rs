@@ -11,9 +11,11 @@ use sip_registration::{
     RegistrationBuilder, RegistrationHandle, Removal, Request, Response, TlsConfig, TlsTransport,
     TransportConfig, WayOut, WsConfig, WsTransport,
 };
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::net::UdpSocket;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -32,12 +34,13 @@ pub(super) async fn are_ended_by_the_other_side(way: Way) {
         handles.push(host.add(account).await);
     }
     for handle in [&handles[1], &handles[0], &handles[1]] {
-        let callee = Callee::new(lab, &way.user("called"), Duration::from_millis(200)).await;
+        let callee = Callee::new(lab, &way.user("called")).await;
         let [out] = &handle.ways_out().await[..] else {
             panic!("not one way");
         };
         assert_eq!(out.contact.ends_with(";ob"), way.edge, "{out:?}");
         let call = host.calls(out, &callee.uri()).await;
+        callee.hangs_up(&call).await;
         let bye = host.hears("BYE").await;
         let request = bye.request().expect("a request");
         assert_eq!(request.call_id().as_deref(), Some(&*call));
@@ -50,28 +53,24 @@ pub(super) async fn are_ended_by_the_other_side(way: Way) {
 }
 
 /// The flow that a call was placed on ends with another network, and there is another flow before the call is over.
-pub(super) async fn outlive_their_flow(with_gruu: bool) {
-    let way = Way {
-        transport: "ws",
-        edge: false,
-    };
-    let user = if with_gruu {
+pub(super) async fn outlive_their_flow(way: Way, with_gruu: bool) {
+    let user = way.user(if with_gruu {
         "outlives-gruu"
     } else {
         "outlives"
-    };
+    });
     let mut host = Host::new(way).await;
-    let mut account = way.account(user).line(true);
+    let mut account = way.account(&user).line(true);
     if with_gruu {
         let device = InstanceId::from_random([9; 16]);
-        account = account.instance(device).gruu(true);
+        account = account.instance(device).outbound(way.edge).gruu(true);
     }
     let handle = host.add(account).await;
     let lab = Lab::registrar(&[]);
-    let callee = Callee::new(lab, &format!("called-{user}"), Duration::from_secs(2)).await;
+    let callee = Callee::new(lab, &format!("called-{user}")).await;
     let ways = handle.ways_out().await;
     assert_eq!(ways[0].public_gruu.is_some(), with_gruu, "{ways:?}");
-    host.calls(&ways[0], &callee.uri()).await;
+    let call = host.calls(&ways[0], &callee.uri()).await;
     host.agent.network_changed().await;
     let again = timeout(PATIENCE, async {
         loop {
@@ -82,6 +81,7 @@ pub(super) async fn outlive_their_flow(with_gruu: bool) {
         }
     });
     let again = again.await.expect("another flow");
+    callee.hangs_up(&call).await;
     if with_gruu {
         // The registrar knows where the GRUU leads to by now (RFC 5627 §5.1).
         let bye = host.hears("BYE").await;
@@ -248,22 +248,22 @@ impl Host {
     }
 }
 
-/// SIPp, bound at the registrar, which takes one call and ends it after a pause
+/// SIPp, bound at the registrar, which takes one call and ends it when it is told to
 struct Callee {
     user: String,
+    address: SocketAddr,
     child: Child,
     _folder: Folder,
 }
 
 impl Callee {
-    async fn new(lab: &Lab, user: &str, pause: Duration) -> Self {
+    async fn new(lab: &Lab, user: &str) -> Self {
         let (port, folder) = (free_port(), Folder::new(user));
         let child = Command::new("sipp")
             .arg("-sf")
             .arg(scenario("call_hung_up"))
             .args(["-m", "1", "-nostdin", "-i", "127.0.0.1"])
             .args(["-p", &port.to_string()])
-            .args(["-d", &pause.as_millis().to_string()])
             .args(["-timeout", "18s", "-timeout_error", "-max_socket", "16"])
             .current_dir(&folder.0)
             .stdin(Stdio::null())
@@ -277,6 +277,7 @@ impl Callee {
         lab.add_foreign(user, &uri).await;
         Self {
             user: user.into(),
+            address: ([127, 0, 0, 1], port).into(),
             child,
             _folder: folder,
         }
@@ -284,6 +285,22 @@ impl Callee {
 
     fn uri(&self) -> String {
         format!("sip:{}@registrar.test", self.user)
+    }
+
+    /// The cue for its BYE. It is sent in the dialog, as SIPp reads nothing else, but comes from nobody.
+    async fn hangs_up(&self, call: &str) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let cue = format!(
+            "INFO sip:called@{} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:9;branch=z9hG4bKcue\r\n\
+             From: <sip:cue@registrar.test>;tag=cue\r\nTo: <{}>\r\nCall-ID: {call}\r\nCSeq: 2 INFO\r\n\
+             Content-Length: 0\r\n\r\n",
+            self.address,
+            self.uri()
+        );
+        // By a shorter way than the ACK before it.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let sent = socket.send_to(cue.as_bytes(), self.address).await;
+        sent.expect("sent");
     }
 
     async fn ends_well(self) {
