@@ -1,6 +1,6 @@
 //! The gauges that Asterisk sends to a statsd server: how many registrations there are, and in which state.
 
-use crate::{Event, Failure, ReferenceStatus, RegistrationId, Removal};
+use crate::{Event, Failure, ReferenceStatus, RegistrationId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The reference's statsd gauges, `PJSIP.registrations.count` and `PJSIP.registrations.state.STATE`
@@ -109,9 +109,8 @@ fn after(event: &Event) -> Option<ReferenceStatus> {
             Some(ReferenceStatus::Unregistered)
         }
         Event::Rejected { .. } | Event::GaveUp { .. } => Some(ReferenceStatus::Rejected),
-        Event::Unregistered(Removal::Removed) => Some(ReferenceStatus::Unregistered),
+        Event::Unregistered(removal) => removal.reference(),
         Event::Scheduled { .. }
-        | Event::Unregistered(_)
         | Event::Expired { .. }
         | Event::FlowLost { .. }
         | Event::Bindings(_)

@@ -223,6 +223,18 @@ pub enum Removal {
     NeverBound,
 }
 
+impl Removal {
+    /// The reference's word after it, `None` where that stays: a 2xx is the end of the binding to it, whatever the answer
+    /// lists (BEHAVIOUR §3), and an un-REGISTER that failed is a failure like any other (BEHAVIOUR §10, 10).
+    pub(crate) const fn reference(&self) -> Option<ReferenceStatus> {
+        match self {
+            Self::Removed | Self::Refused(200..=299) => Some(ReferenceStatus::Unregistered),
+            Self::Refused(_) | Self::Unanswered => Some(ReferenceStatus::Rejected),
+            Self::NeverBound => None,
+        }
+    }
+}
+
 impl fmt::Display for Removal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

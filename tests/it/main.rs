@@ -51,6 +51,7 @@ mod rules_clock;
 mod rules_commands;
 mod rules_contact;
 mod rules_fallback;
+mod rules_file;
 mod rules_flow;
 mod rules_host;
 mod rules_identity;

@@ -61,6 +61,8 @@ fn an_un_register_that_fails_ends_it_and_registers_nothing() {
             }
             assert_eq!(sim.status().activity, Activity::Idle);
             assert_eq!(sim.deadline(), None);
+            // Its word is that of any failure, and it stays.
+            assert_eq!(sim.status().reference_status(), ReferenceStatus::Rejected);
             let told = sim.events();
             let removals = told
                 .iter()
@@ -68,6 +70,19 @@ fn an_un_register_that_fails_ends_it_and_registers_nothing() {
             assert_eq!(removals.count(), 1, "{told:?}");
         }
     }
+}
+
+/// A 2xx ends the binding to the reference, whatever the answer lists.
+#[test]
+fn an_un_register_that_is_only_pretended_is_unregistered_to_the_reference() {
+    let mut sim = registered(under(Policy::asterisk()), 3600);
+    sim.input(Input::Stop(secs(35)));
+    let unregister = sim.sent();
+    let ours = format!("{};expires=3000", unregister.text_of("Contact"));
+    sim.reply(&unregister, Reply::status(200).header("Contact", &ours));
+    let status = sim.status();
+    assert_eq!(status.reference_status(), ReferenceStatus::Unregistered);
+    assert!(status.is_registered(), "which is the truth");
 }
 
 /// Row 13: nothing that the first request has is missing in the repeat, nor in the answer to its challenge.

@@ -686,6 +686,7 @@ impl Machine {
             }
             Purpose::RemoveAll if lease::lives_on(response, sent) => {
                 let removal = Removal::Refused(response.code());
+                self.reference = removal.reference().unwrap_or(self.reference);
                 cx.out.push(Output::Event(Event::Unregistered(removal)));
                 self.back(cx);
             }

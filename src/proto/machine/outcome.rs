@@ -11,8 +11,8 @@ impl Machine {
             self.lease = None;
             self.may_live = None;
             self.last_failure = None;
-            self.reference = ReferenceStatus::Unregistered;
         }
+        self.reference = removal.reference().unwrap_or(self.reference);
         self.retries = 0;
         self.plan = Plan::Idle;
         cx.out
