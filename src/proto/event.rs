@@ -115,7 +115,7 @@ pub struct Registered {
     /// P-Associated-URI in order (RFC 7315 §4.1)
     pub associated_uris: Box<[String]>,
     /// The Security-Server list in force, in order (RFC 3329): what requests of the host repeat as Security-Verify, each in a
-    /// line of its own, with `Require` and `Proxy-Require: mediasec`
+    /// line of its own, with `Require` and `Proxy-Require: mediasec`; values with control characters are left out
     pub security_server: Box<[String]>,
     /// `pub-gruu` of our Contact (RFC 5627)
     pub public_gruu: Option<Box<str>>,

@@ -161,3 +161,31 @@ fn debug_shows_no_message() {
         assert!(!debug.contains(secret), "{secret}");
     }
 }
+
+/// A lone CR ends a line for some readers: what is repeated must not have one.
+#[test]
+fn a_security_server_with_control_characters_is_not_repeated() {
+    let account = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+        .max_random_initial_delay(Duration::ZERO)
+        .security_negotiation(SecurityNegotiation::Mediasec);
+    let mut sim = Sim::new(account.build().expect("a good configuration"));
+    let register = sim.sent();
+    let list = "msrp-tls;mediasec, sdes\rX-Evil: 1, \u{1}, dtls-srtp;mediasec";
+    sim.reply(
+        &register,
+        Reply::status(494).header("Security-Server", list),
+    );
+    let repeat = sim.all_sent().pop().expect("a repeat");
+    let verify: Vec<_> = repeat.headers("Security-Verify").collect();
+    assert_eq!(verify, ["msrp-tls;mediasec", "dtls-srtp;mediasec"]);
+    sim.reply(&repeat, Reply::granted(60).header("Security-Server", list));
+    let told = sim.events().into_iter().find_map(|event| match event {
+        Event::Registered(registered) => Some(registered),
+        _ => None,
+    });
+    let registered = told.expect("registered");
+    assert_eq!(
+        *registered.security_server,
+        ["msrp-tls;mediasec", "dtls-srtp;mediasec"]
+    );
+}

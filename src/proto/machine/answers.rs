@@ -1,6 +1,7 @@
 //! What the registrar said.
 
 use super::*;
+use std::borrow::Cow;
 
 impl Machine {
     pub(super) fn response(&mut self, cx: &mut Out<'_>, response: &Response) {
@@ -735,10 +736,7 @@ impl Machine {
 
     pub(super) fn store_security(&mut self, response: &Response) {
         if self.registration.security_negotiation() == SecurityNegotiation::Mediasec {
-            let list: Vec<Box<str>> = response
-                .values("Security-Server")
-                .map(|value| value.as_ref().into())
-                .collect();
+            let list: Vec<Box<str>> = mechanisms(response).map(|value| (*value).into()).collect();
             if !list.is_empty() {
                 self.seldom.change().security_server = list;
             }
@@ -752,8 +750,7 @@ impl Machine {
             let list = self.seldom.security_server.iter();
             list.map(|mechanism| mechanism.to_string()).collect()
         } else {
-            let list = response.values("Security-Server");
-            list.map(|value| value.into_owned()).collect()
+            mechanisms(response).map(Cow::into_owned).collect()
         }
     }
 
@@ -847,6 +844,12 @@ pub(super) fn account(key: &[u8; 16], realm: &str, username: &str) -> u64 {
         .iter()
         .take(8)
         .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Security-Server without what has control characters: it is repeated in requests, and would tear them.
+fn mechanisms(response: &Response) -> impl Iterator<Item = Cow<'_, str>> {
+    let values = response.values("Security-Server");
+    values.filter(|value| !value.contains(char::is_control))
 }
 
 /// Text of a peer as events and logs may show it: no control characters, and none that turn the writing direction; at
