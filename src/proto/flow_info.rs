@@ -569,7 +569,7 @@ pub enum WsError {
         /// Its length, as far as it was announced
         length: usize,
     },
-    /// The peer broke the rules of WebSocket.
+    /// The peer broke the rules of WebSocket, or sent an answer that is not one whole SIP message (RFC 7118 §5).
     #[error("WebSocket failed: {0}")]
     Broken(Arc<str>),
 }

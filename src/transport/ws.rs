@@ -2,6 +2,7 @@
 
 mod config;
 mod connection;
+mod content;
 mod failure;
 mod handshake;
 
@@ -29,7 +30,8 @@ use tokio::net::TcpStream;
 ///
 /// The server has to agree on the subprotocol `sip`. Each flow is a connection of its own and ends with its last
 /// [`Flow`] handle, with a close frame. A whole SIP message goes into one WebSocket message, as text where it is UTF-8,
-/// else as binary; both are taken. CRLFCRLF that is sent goes out as a Ping, and the Pong is handed over as CRLF, so
+/// else as binary; both are taken. An answer to us that is cut short or has another message behind it ends the
+/// connection (RFC 7118 §5). CRLFCRLF that is sent goes out as a Ping, and the Pong is handed over as CRLF, so
 /// that a connection that died silently is found out as over TCP; Pings of the server, and CRLFCRLF in a message, are
 /// answered (RFC 7118 §6).
 ///

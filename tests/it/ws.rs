@@ -1,5 +1,7 @@
 //! WebSocket: against Kamailio, where bindings are asked of it and not of us, and against a server with faults
 
+mod faults;
+
 use crate::lab::{Bound, Lab};
 use assert_matches::assert_matches;
 use futures_util::{SinkExt, StreamExt};
@@ -343,13 +345,13 @@ impl Faulty {
     }
 }
 
-/// The next request on a connection; pings are answered beside.
+/// The next request on a connection; pings are answered beside, and answers to pings passed over.
 async fn request(socket: &mut Socket) -> Request {
     loop {
         let message = timeout(PATIENCE, socket.next()).await.expect("in time");
         match message.expect("the connection lives").expect("a message") {
             Message::Text(text) => return Request::parse(text.into()).expect("a request"),
-            Message::Ping(_) => {}
+            Message::Ping(_) | Message::Pong(_) => {}
             other => panic!("no text: {other}"),
         }
     }

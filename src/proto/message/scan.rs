@@ -542,7 +542,7 @@ impl Headers {
     }
 
     /// All that follows the header section.
-    fn rest(&self) -> &[u8] {
+    pub(crate) fn rest(&self) -> &[u8] {
         self.bytes.get(self.end as usize..).unwrap_or_default()
     }
 

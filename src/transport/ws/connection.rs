@@ -1,9 +1,9 @@
 //! An established WebSocket, and the task that sends and receives on it until it ends.
 
-use super::failure;
+use super::{content, failure};
 use crate::proto::PING;
 use crate::transport::stream::{End, LAST_WORDS, PONG, STALL};
-use crate::{Inbound, Received};
+use crate::{FlowError, Inbound, Received};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use std::future::{Future, poll_fn};
@@ -78,6 +78,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     break failure::connection(error, end.meaning);
                 }
                 continue;
+            }
+            let message = content::without_line_ends(message);
+            if inbound.accepts(&message)
+                && let Err(error) = content::check(&message)
+            {
+                break FlowError::WebSocket(error);
             }
             batch.push(Received::new(self.source, message).with_flow(end.id));
             inbound.received(&mut batch).await;

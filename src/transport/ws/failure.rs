@@ -21,6 +21,10 @@ pub(super) fn handshake(error: Error, meaning: Meaning) -> FlowError {
             }
         }
         Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => WsError::Subprotocol,
+        // Its own words are "attack attempt"; mostly it is a server that sends something else.
+        Error::AttackAttempt => {
+            WsError::NotWebSocket("the answer is too long, or comes in too many pieces".into())
+        }
         other => WsError::NotWebSocket(printable(&other.to_string())),
     };
     FlowError::WebSocket(what)
