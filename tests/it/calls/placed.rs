@@ -24,12 +24,13 @@ pub(super) async fn are_ended_by_the_other_side(way: Way) {
     let (lab, folder) = (Lab::registrar(&[]), Folder::new(&way.user("placed")));
     let mut host = Host::new(way).await;
     let mut handles = Vec::new();
-    for user in [way.user("placed"), way.user("placed-beside")] {
+    for (user, gruu) in [("placed", true), ("placed-beside", false)] {
+        let user = way.user(user);
         let mut account = way.account(&user).line(true);
         if way.edge {
-            // As an outbound flow, with a GRUU.
+            // As an outbound flow, by whose token a BYE finds us with a GRUU or without.
             let device = InstanceId::saved_in(folder.0.join(&user)).expect("a file");
-            account = account.instance(device).outbound(true).gruu(true);
+            account = account.instance(device).outbound(true).gruu(gruu);
         }
         handles.push(host.add(account).await);
     }
