@@ -1,7 +1,8 @@
 //! What the agent counts, through the `metrics` facade; without the feature nothing is kept and nothing is done.
 //!
 //! Labels are `state`, `class`, `transport` and `target`: never an id, an AOR or a user. `target` is a host name as
-//! configured, or an address; the first [`TARGETS`] that are seen are named, the others are `other`.
+//! configured, or an address; the first [`TARGETS`] that are seen are named, the others are `other`. Gauges go up and down
+//! by what changes, never to a value: agents of one process share them.
 
 use crate::{Activity, Event, Exchange, FailureClass, Registered, RegistrationId, Status, Target};
 use metrics::{
@@ -14,12 +15,15 @@ use std::time::Instant;
 const TARGETS: usize = 32;
 /// A registration that is bound is `registered`, whatever is being done about it
 const STATES: [&str; 4] = ["registered", "unregistered", "paused", "stopped"];
+const WAITING: [&str; 2] = ["sip_registration_backlog", "sip_registration_held"];
 
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     /// Where each registration stands, and since when it has been unreachable
     known: HashMap<RegistrationId, (usize, Option<Instant>)>,
     counts: [u32; STATES.len()],
+    /// What waits for full flows, and for a place in a window
+    waiting: [usize; 2],
     targets: HashSet<Box<str>>,
 }
 
@@ -92,7 +96,7 @@ impl Meter {
     fn count(&mut self, state: usize, by: i32) {
         if let (Some(count), Some(name)) = (self.counts.get_mut(state), STATES.get(state)) {
             *count = count.saturating_add_signed(by);
-            gauge!("sip_registrations", "state" => *name).set(*count);
+            gauge!("sip_registrations", "state" => *name).increment(by);
         }
     }
 
@@ -175,9 +179,25 @@ impl Meter {
         counter!("sip_registration_dropped_arrivals_total").increment(1);
     }
 
-    pub(super) fn waiting(&self, backlog: usize, held: usize) {
-        gauge!("sip_registration_backlog").set(backlog as f64);
-        gauge!("sip_registration_held").set(held as f64);
+    pub(super) fn waiting(&mut self, backlog: usize, held: usize) {
+        let before = std::mem::replace(&mut self.waiting, [backlog, held]);
+        for ((name, before), now) in WAITING.into_iter().zip(before).zip(self.waiting) {
+            if now != before {
+                gauge!(name).increment(now as f64 - before as f64);
+            }
+        }
+    }
+}
+
+/// Of an agent that has ended nothing is counted any more, however it ended.
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.waiting(0, 0);
+        for (count, name) in self.counts.into_iter().zip(STATES) {
+            if count > 0 {
+                gauge!("sip_registrations", "state" => name).decrement(count);
+            }
+        }
     }
 }
 

@@ -21,6 +21,8 @@ mod keep_alive;
 #[cfg(feature = "tokio")]
 mod lab;
 mod machine;
+#[cfg(feature = "metrics")]
+mod metrics;
 #[cfg(feature = "tokio")]
 mod misreg;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
