@@ -195,7 +195,7 @@ fn changes_are_as_strong_as_the_registrar_sees_them() {
 fn the_aor_and_the_request_uri_leave_out_what_cannot_be_there() {
     let r = built(Registration::builder(
         "sip:them@h:5061;x=y?X-A=b%20c&X-D=",
-        "sip:u:pw@127.0.0.1:5060;transport=udp;user=phone;MADDR=h?x=y",
+        "sip:u:pw@127.0.0.1:5060;transport=udp;user=phone;MADDR=h;ttl=3;method=INFO?x=y",
     ));
     assert_eq!(r.aor_text(), "sip:u@127.0.0.1;user=phone");
     assert_eq!(r.request_uri(), "sip:them@h:5061;x=y");

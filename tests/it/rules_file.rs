@@ -297,3 +297,75 @@ fn d6_refused_credentials_of_a_loaded_file_follow_its_options_alone() {
         assert_eq!(word(&sim), "Registered");
     }
 }
+
+/// BEHAVIOUR §5: `register` reads the options anew. What a registrar asked for before is no matter any more, nor what had
+/// failed.
+#[test]
+fn register_forgets_what_the_registrar_had_asked_for() {
+    let lines = "server_uri=sip:192.0.2.9\nmax_retries=1\nsecurity_negotiation=mediasec\n\
+                 security_mechanisms=sdes-srtp\\;mediasec\noutbound_auth=own\n";
+    let mut sim = Sim::new(section(lines));
+    let brief = due(&mut sim);
+    sim.reply(&brief, Reply::status(423).header("Min-Expires", "7200"));
+    let repeat = sim.sent();
+    let challenge = Reply::challenge("r", "n").header("Security-Server", "sdes-srtp;mediasec");
+    sim.reply(&repeat, challenge.clone());
+    let answer = sim.sent();
+    assert_eq!(answer.text_of("Security-Verify"), "sdes-srtp;mediasec");
+    sim.reply(&answer, Reply::granted(7200));
+    let refresh = due(&mut sim);
+    assert_eq!(refresh.text_of("Expires"), "7200");
+    sim.reply(&refresh, Reply::status(500));
+    assert_eq!(sim.status().retries, 1);
+
+    sim.input(Input::Reregister);
+    let unregister = sim.sent();
+    assert_eq!(unregister.text_of("Expires"), "0");
+    sim.reply(&unregister, Reply::status(200));
+    assert!(sim.is_silent(), "it has the delay of a first one");
+    let register = due(&mut sim);
+    assert_eq!(register.text_of("Expires"), "3600");
+    // Rejected again before the server has said what it wants: there is nothing to verify.
+    sim.reply(&register, Reply::status(500));
+    assert_eq!(
+        sim.status().retries,
+        1,
+        "and not the second, which is the end"
+    );
+    assert_eq!(due(&mut sim).text_of("Security-Verify"), "");
+}
+
+/// `timer_t1` and `timer_b` are those of every transaction; a connection may take `timer_b` too.
+#[test]
+fn the_timers_of_the_file_are_those_of_its_transactions() {
+    let with = |server: &str| {
+        section(&format!(
+            "server_uri={server}\n[tcp]\ntype=transport\nprotocol=tcp\nbind=0.0.0.0\n\
+             [system]\ntype=system\ntimer_t1=200\ntimer_b=13000\n"
+        ))
+    };
+    let mut sim = Sim::new(with("sip:192.0.2.9"));
+    due(&mut sim);
+    let start = sim.elapsed();
+    let mut at = Vec::new();
+    while sim.status().last_failure.is_none() {
+        let next = sim.deadline().expect("it waits for an answer");
+        sim.advance(next);
+        let elapsed = (sim.elapsed() - start).as_millis();
+        at.extend(sim.all_sent().iter().map(|_| elapsed));
+    }
+    assert_eq!(at, [200, 600, 1400, 3000, 6200, 10_200]);
+    assert_eq!(sim.elapsed() - start, Duration::from_secs(13));
+
+    let mut sim = Sim::new(with("sip:192.0.2.9\\;transport=tcp"));
+    sim.stall_opens(true);
+    let first = sim.deadline().expect("a delay");
+    sim.advance(first);
+    let start = sim.elapsed();
+    assert_eq!(sim.opening().len(), 1);
+    sim.advance(Duration::from_millis(12_999));
+    assert_eq!(sim.status().last_failure, None);
+    sim.advance(Duration::from_millis(1));
+    assert_matches!(sim.status().last_failure, Some(Failure::Flow(_)));
+    assert_eq!(sim.elapsed() - start, secs(13));
+}

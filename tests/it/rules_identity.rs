@@ -39,12 +39,19 @@ fn the_line_token_finds_registration_and_endpoint() {
         // In the Request-URI, or in To, which goes first.
         for (uri, to) in [
             (uris[at].clone(), "<sip:x@y>".to_owned()),
+            (uris[at].replace(";line=", ";LINE="), "<sip:x@y>".to_owned()),
             ("sip:s@z".to_owned(), format!("<{}>", uris[at])),
+            (uris[1 - at].clone(), format!("<{}>", uris[at])),
         ] {
             let found = sim.pool().matches(&uri, &to, registrar()).expect("a match");
             assert_eq!(found.registration, ids[at]);
             assert_eq!(found.endpoint.as_deref(), Some(endpoint));
         }
+        // The token itself is compared as it is.
+        let (before, token) = uris[at].split_once(";line=").expect("a token");
+        let loud = format!("{before};line={}", token.to_ascii_uppercase());
+        let found = sim.pool().matches(&loud, "<sip:x@y>", registrar());
+        assert_eq!(found, None);
     }
     assert_eq!(
         sim.pool()
