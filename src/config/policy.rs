@@ -590,6 +590,8 @@ mod tests {
         assert_eq!(asterisk.retry.max_retries, Some(10));
         assert!(asterisk.allow_no_expires && asterisk.via_alias && !asterisk.auth.preemptive);
         assert_eq!((asterisk.retry.jitter, asterisk.refresh.jitter), (0.0, 0.0));
+        assert_eq!(asterisk.timers.connect_timeout, asterisk.timers.timer_f);
+        assert_eq!(persistent.timers.connect_timeout, secs(8));
         assert_eq!(persistent.retry.max_retries, None);
         assert_eq!(persistent.retry.fatal_retry_interval, secs(1800));
         assert!(!persistent.allow_no_expires);

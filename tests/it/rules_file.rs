@@ -333,6 +333,16 @@ fn register_forgets_what_the_registrar_had_asked_for() {
         "and not the second, which is the end"
     );
     assert_eq!(due(&mut sim).text_of("Security-Verify"), "");
+
+    // One that was never bound has nothing to remove, and is as new too.
+    let mut sim = Sim::new(section("server_uri=sip:192.0.2.9\nmax_retries=1\n"));
+    for _ in 0..2 {
+        let register = due(&mut sim);
+        sim.reply(&register, Reply::status(500));
+        assert_eq!(sim.status().retries, 1);
+        sim.input(Input::Reregister);
+    }
+    assert_eq!(due(&mut sim).text_of("Expires"), "3600");
 }
 
 /// `timer_t1` and `timer_b` are those of every transaction; a connection may take `timer_b` too.
@@ -368,4 +378,81 @@ fn the_timers_of_the_file_are_those_of_its_transactions() {
     sim.advance(Duration::from_millis(1));
     assert_matches!(sim.status().last_failure, Some(Failure::Flow(_)));
     assert_eq!(sim.elapsed() - start, secs(13));
+
+    // T1 over the usual T2 of 4 s moves that.
+    let slow =
+        section("server_uri=sip:192.0.2.9\n[system]\ntype=system\ntimer_t1=5000\ntimer_b=320000\n");
+    assert_eq!(slow.policy().timers.t2, secs(5));
+}
+
+/// `keep_alive_interval` of `global` is when CRLFCRLF goes out on a connection; 0 is never.
+#[test]
+fn the_keep_alive_interval_of_the_file_is_that_of_its_connections() {
+    for (lines, interval) in [
+        ("", Some(90)),
+        ("keep_alive_interval=30\n", Some(30)),
+        ("keep_alive_interval=0\n", None),
+    ] {
+        let mut sim = Sim::new(section(&format!(
+            "server_uri=sip:192.0.2.9\\;transport=tcp\n[tcp]\ntype=transport\nprotocol=tcp\nbind=0.0.0.0\n\
+             [global]\ntype=global\n{lines}"
+        )));
+        let register = due(&mut sim);
+        sim.reply(&register, Reply::granted(600));
+        let start = sim.elapsed();
+        sim.advance(secs(300));
+        let kept = sim.keep_alives();
+        let at: Vec<_> = kept.iter().map(|one| (one.at - start).as_secs()).collect();
+        let wanted = interval.map(|seconds| (1..=300 / seconds).map(move |nth| nth * seconds));
+        let wanted: Vec<u64> = wanted.into_iter().flatten().collect();
+        assert_eq!(at, wanted, "{lines}");
+    }
+}
+
+/// All routes go into every request, in their order; the first one without `lr` gets the Request-URI, and the registrar the
+/// last route.
+#[test]
+fn each_route_of_a_file_is_in_each_request() {
+    let routes = |request: &SentRequest| -> Vec<String> {
+        let text = request.text();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("Route: "));
+        lines
+            .flat_map(|line| line.split(", "))
+            .map(str::to_owned)
+            .collect()
+    };
+    for (first, uri, last) in [
+        (
+            "sip:192.0.2.20\\;lr",
+            "sip:192.0.2.9",
+            "<sip:192.0.2.21;lr>",
+        ),
+        ("sip:192.0.2.20", "sip:192.0.2.20", "<sip:192.0.2.9>"),
+    ] {
+        let mut sim = Sim::new(section(&format!(
+            "server_uri=sip:192.0.2.9\noutbound_proxy=<{first}>, <sip:192.0.2.21\\;lr>\noutbound_auth=own\n"
+        )));
+        let strict = uri != "sip:192.0.2.9";
+        let wanted = match strict {
+            true => ["<sip:192.0.2.21;lr>", last],
+            false => ["<sip:192.0.2.20;lr>", last],
+        };
+        let register = due(&mut sim);
+        assert_eq!(
+            (&*register.uri(), routes(&register)),
+            (uri, wanted.map(str::to_owned).to_vec())
+        );
+        assert_eq!(register.target().address().to_string(), "192.0.2.20:5060");
+        sim.reply(&register, Reply::challenge("r", "n"));
+        let answer = sim.sent();
+        assert!(
+            answer
+                .text_of("Authorization")
+                .contains(&format!("uri=\"{uri}\""))
+        );
+        assert_eq!(routes(&answer), wanted);
+        sim.reply(&answer, Reply::granted(600));
+        sim.input(Input::Stop(secs(30)));
+        assert_eq!(routes(&sim.sent()), wanted);
+    }
 }
