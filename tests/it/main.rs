@@ -67,6 +67,7 @@ mod rules_reference;
 mod rules_refresh;
 mod rules_registrar;
 mod rules_retry;
+mod rules_section;
 mod rules_silence;
 mod rules_soak;
 mod rules_stop;
