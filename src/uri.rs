@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Contact must not change on their way through us; `==` and `Hash` compare that text. Use
 /// [`is_equivalent`](Self::is_equivalent) for the comparison of RFC 3261 §19.1.4.
 ///
-/// `Display` writes the text as it goes on the wire, `Debug` masks the password.
+/// `Display` writes the text as it goes on the wire, `Debug` masks the password and the values of headers.
 #[derive(Clone)]
 pub struct SipUri {
     text: Arc<str>,
@@ -275,7 +275,17 @@ impl fmt::Display for SipUri {
 
 impl fmt::Debug for SipUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&masked(&self.text))
+        let Some(headers) = self.headers() else {
+            return f.write_str(&masked(&self.text));
+        };
+        // What becomes a header of the request may be a secret, as any header of the host.
+        let before = self.text.len() - headers.len() - 1;
+        f.write_str(&masked(self.text.get(..before).unwrap_or_default()))?;
+        for (nth, header) in headers.split('&').enumerate() {
+            let name = header.split('=').next().unwrap_or_default();
+            write!(f, "{}{name}=***", if nth == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
     }
 }
 
@@ -829,6 +839,10 @@ mod tests {
     #[test]
     fn a_password_is_in_no_debug_text_and_no_error() {
         assert_eq!(format!("{:?}", uri("sip:a:secret@h;lr")), "sip:a:***@h;lr");
+        assert_eq!(
+            format!("{:?}", uri("sip:a:secret@h;x=y?X-Token=t0ken%40h&To=")),
+            "sip:a:***@h;x=y?X-Token=***&To=***"
+        );
         for text in [
             "sip:a:secret@",
             "sip:a:sec ret@h",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 ///
 /// The names are those of AMI's `OutboundRegistrationDetail`, then those of [`Live`]. `Display` has a line for each.
 /// The values are those that are used, where AMI has what was written: routes in `<>`, an unknown transport as none.
-/// Passwords in URIs are masked, other secrets are not in it.
+/// Passwords and values of headers in URIs are masked, other secrets are not in it.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(
     feature = "serde",
