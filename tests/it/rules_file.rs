@@ -297,3 +297,39 @@ fn d6_refused_credentials_of_a_loaded_file_follow_its_options_alone() {
         assert_eq!(word(&sim), "Registered");
     }
 }
+
+/// An attempt has 96 s and 8 targets (D3), and remembers no dead ones: the next attempt begins with the first target that
+/// this one did not come to, so that one which answers is found behind any number of silent ones.
+#[test]
+fn a_loaded_file_finds_the_server_that_answers_behind_silent_ones() {
+    let all: Vec<std::net::IpAddr> = (1..=10)
+        .map(|last| std::net::Ipv4Addr::new(192, 0, 2, last).into())
+        .collect();
+    for dead in 0..10 {
+        let mut sim = Sim::new(section("server_uri=sip:pbx.example.com:5060\n"));
+        sim.resolve("pbx.example.com", Ok(all.clone()));
+        let (mut tried, mut attempts) = (Vec::new(), 1);
+        while !sim.status().is_registered() {
+            let next = sim.deadline().expect("it goes on");
+            sim.advance(next);
+            let events = sim.events();
+            let failed = |event: &&Event| matches!(event, Event::Rejected { .. });
+            attempts += events.iter().filter(failed).count();
+            for request in sim.all_sent() {
+                let address = request.target().address().ip();
+                let number = all.iter().position(|one| *one == address);
+                let number = number.expect("one of them");
+                if tried.last() != Some(&number) {
+                    tried.push(number);
+                }
+                if number == dead {
+                    sim.reply(&request, Reply::granted(600));
+                }
+            }
+        }
+        assert_eq!(tried, (0..=dead).collect::<Vec<_>>());
+        assert_eq!(attempts, dead / 3 + 1, "{dead} are silent");
+        // Its refresh begins at the top again (D12).
+        assert_eq!(due(&mut sim).target().address().ip(), all[0]);
+    }
+}

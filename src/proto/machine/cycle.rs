@@ -68,6 +68,7 @@ impl Machine {
             code: None,
             left: Vec::new(),
             beside: Vec::new(),
+            beyond: None,
             failure: None,
             answered: None,
         }));
@@ -110,12 +111,18 @@ impl Machine {
         op: OpId,
         result: Result<Vec<Target>, ResolveError>,
     ) {
+        if !matches!(&self.plan, Plan::Cycle(cycle)
+            if matches!(cycle.step, Step::Locating { op: asked, .. } if asked == op))
+        {
+            return;
+        }
+        let result = result.map(|mut targets| {
+            self.go_on(&mut targets);
+            targets
+        });
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
-        if !matches!(cycle.step, Step::Locating { op: asked, .. } if asked == op) {
-            return;
-        }
         match result {
             Ok(mut targets) if !targets.is_empty() => {
                 // A name that lists an address twice has one target there.
@@ -138,7 +145,9 @@ impl Machine {
                     targets.retain(|target| *target != lease.target);
                     targets.insert(place.min(targets.len()), lease.target.clone());
                 }
-                targets.truncate(cycle.room(self.registration.fallbacks().len()));
+                let room = cycle.room(self.registration.fallbacks().len());
+                cycle.beyond = targets.get(room).cloned();
+                targets.truncate(room);
                 cycle.targets = targets;
                 cycle.next = 0;
                 // A redirect, to this very target perhaps, gives no new budget (D3).
@@ -181,6 +190,7 @@ impl Machine {
         if self.next_choice().is_some() {
             return self.lead_on(cx);
         }
+        self.leave_off();
         let Plan::Cycle(cycle) = &mut self.plan else {
             return;
         };
@@ -581,6 +591,7 @@ impl Machine {
                 .is_some_and(|started| cx.now >= started + CYCLE);
         if over {
             let answered = cycle.answered.take();
+            self.leave_off();
             return self.fail(cx, Failure::Budget, None, answered);
         }
         if cycle.requests >= REQUESTS_A_CYCLE - REQUESTS_FOR_THE_NEXT

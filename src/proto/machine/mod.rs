@@ -21,6 +21,7 @@ mod cycle;
 mod outcome;
 mod seldom;
 mod surroundings;
+mod untried;
 mod way_out;
 
 pub use contract::{AgentKey, Cx, Guarded, Identity, Input, Output};
@@ -191,6 +192,8 @@ struct Cycle {
     left: Vec<Box<str>>,
     /// The Contacts of the other flows of the same registration, while bindings are asked for
     beside: Vec<Box<str>>,
+    /// The first target beyond those that an attempt may have (D3)
+    beyond: Option<Target>,
     /// What was reported last, for the event of a cycle that runs out of targets
     failure: Option<(Failure, Option<Box<Exchange>>)>,
     /// The last answer that was not the end: what a failure without one of its own is about (D27)

@@ -31,6 +31,8 @@ pub(super) struct Seldom {
     pub(super) sent_at: Option<Instant>,
     /// A connection on which nobody answered: the next attempt takes another
     pub(super) silent: Option<FlowId>,
+    /// The target that the last attempt has not come to: the next one begins there
+    pub(super) untried: Option<Target>,
     /// Outbound was refused (439, 420) on this network: asked for again on the next, or when reconfigured
     pub(super) without_outbound: bool,
     /// Another flow of the same registration is up
@@ -65,6 +67,7 @@ static NOTHING: Seldom = Seldom {
     choice: 0,
     fell_back: None,
     silent: None,
+    untried: None,
     without_outbound: false,
     others_hold: false,
     emptied: false,
@@ -89,6 +92,7 @@ impl Seldom {
             choice,
             fell_back,
             silent,
+            untried,
             without_outbound,
             others_hold,
             emptied,
@@ -105,6 +109,7 @@ impl Seldom {
             && (*learnt_from, *choice) == (0, 0)
             && fell_back.is_none()
             && silent.is_none()
+            && untried.is_none()
             && !without_outbound
             && !others_hold
             && !emptied
