@@ -333,3 +333,21 @@ fn a_loaded_file_finds_the_server_that_answers_behind_silent_ones() {
         assert_eq!(due(&mut sim).target().address().ip(), all[0]);
     }
 }
+
+/// Where one of two servers asks for time and the other one does not, the wait is no longer than that after any failure; with
+/// `retry_interval=0` there is none such, and who asked is given the time.
+#[test]
+fn a_server_that_asks_for_time_beside_one_that_does_not_is_asked_after_the_interval() {
+    let addresses = [9, 10].map(|last| std::net::Ipv4Addr::new(192, 0, 2, last).into());
+    for (interval, after) in [(60, 60), (200, 120), (0, 120)] {
+        let mut sim = Sim::new(section(&format!(
+            "server_uri=sip:pbx.example.com:5060\nretry_interval={interval}\n"
+        )));
+        sim.resolve("pbx.example.com", Ok(addresses.to_vec()));
+        let first = due(&mut sim);
+        sim.reply(&first, Reply::status(503));
+        let second = sim.sent();
+        sim.reply(&second, Reply::status(503).header("Retry-After", "120"));
+        next(&mut sim, after, "both failed");
+    }
+}

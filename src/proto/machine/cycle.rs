@@ -200,8 +200,8 @@ impl Machine {
             // Whoever failed and asked for nothing may be tried again as after any failure. That those who asked are
             // in maintenance still uses up no retry.
             let interval = self.registration.policy().retry.interval(self.retries);
-            let most = interval.as_secs().max(1) as u32;
-            retry_after = retry_after.map(|seconds| seconds.min(most));
+            let most = Some(interval.as_secs().max(1) as u32).filter(|_| !interval.is_zero());
+            retry_after = retry_after.map(|seconds| seconds.min(most.unwrap_or(seconds)));
         }
         self.fail(cx, failure, retry_after, exchange);
     }
