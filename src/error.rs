@@ -42,4 +42,8 @@ pub enum Error {
     #[cfg(feature = "tokio")]
     #[error(transparent)]
     Agent(#[from] crate::AgentError),
+    /// An answer to a request was not sent.
+    #[cfg(feature = "tokio")]
+    #[error(transparent)]
+    Answer(#[from] crate::AnswerError),
 }

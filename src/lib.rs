@@ -159,7 +159,8 @@ mod uri;
 
 #[cfg(feature = "tokio")]
 pub use agent::{
-    Agent, AgentBuilder, AgentError, Clock, Events, Messages, RegistrationHandle, SystemClock,
+    Agent, AgentBuilder, AgentError, AnswerError, Clock, Events, Messages, RegistrationHandle,
+    SystemClock,
 };
 pub use config::{
     Algorithm, AuthPolicy, BuildError, Change, ConfigWarning, ContactRewriting, ContactUser,

@@ -4,6 +4,7 @@ mod file;
 
 pub(crate) use file::file;
 
+use bytes::Bytes;
 use sip_registration::{
     Agent, FlowId, InboundMessage, Registration, RegistrationId, Request, WayOut,
 };
@@ -42,8 +43,16 @@ impl Phone {
 
     /// Says what it is, where it came from and whose it is, and answers it.
     pub(crate) async fn message(&mut self, message: &InboundMessage) {
-        let Ok(request) = message.request() else {
-            return;
+        let request = match message.request() {
+            Ok(request) => request,
+            Err(error) => {
+                println!("from {}: {error}", message.source);
+                // None where not even the 400 would find its transaction.
+                if let Some(response) = message.response(400) {
+                    self.answer(message, response.build());
+                }
+                return;
+            }
         };
         self.show(message, &request);
         let call = request.call_id().unwrap_or_default().into_owned();
@@ -68,7 +77,13 @@ impl Phone {
             _ => message.response(501),
         };
         if let Some(response) = response {
-            self.agent.answer(message, response.build());
+            self.answer(message, response.build());
+        }
+    }
+
+    fn answer(&self, message: &InboundMessage, response: Bytes) {
+        if let Err(error) = self.agent.answer(message, response) {
+            println!("not answered: {error}");
         }
     }
 
@@ -120,14 +135,16 @@ impl Phone {
                 refusing_media(flow.info().local().ip(), request),
             )
             .build();
-        self.agent.answer(message, response.clone());
+        self.answer(message, response.clone());
         let (agent, message) = (self.agent.clone(), message.clone());
         let again = tokio::spawn(async move {
             let mut pause = Duration::from_millis(500);
             // T1 doubling to T2, for 64 * T1.
             for _ in 0..10 {
                 tokio::time::sleep(pause).await;
-                agent.answer(&message, response.clone());
+                if agent.answer(&message, response.clone()).is_err() {
+                    break;
+                }
                 pause = (pause * 2).min(Duration::from_secs(4));
             }
         });

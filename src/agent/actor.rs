@@ -7,16 +7,16 @@ use super::metrics::Meter;
 use crate::traits::{Arrival, Sink};
 use crate::{
     Answer, Change, CredentialProvider, Cx, Entropy, Event, Failure, Flow, FlowError, FlowId, Host,
-    InboundMessage, Input, OpId, Pool, PoolOutput, Protocol, Query, QueryKind, RegisterError,
-    Registered, Registration, RegistrationId, Removal, ResolveError, Resolver, Secret, Target,
-    Transport,
+    InboundMessage, Input, OpId, Pool, PoolOutput, Query, QueryKind, RegisterError, Registered,
+    Registration, RegistrationId, Removal, ResolveError, Resolver, Secret, Target, Transport,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
@@ -40,8 +40,6 @@ const SERVICES: Duration = Duration::from_secs(5);
 const CREDENTIALS: Duration = Duration::from_secs(30);
 /// How long a transport may take to make a flow; beyond what any policy waits, so that a name cannot be stuck forever
 const OPEN: Duration = Duration::from_secs(60);
-/// How long a transport may take to make the way back for an answer
-const ANSWER: Duration = Duration::from_secs(1);
 /// Wall time this far ahead of monotonic time means that the computer slept (D22)
 const DRIFT: Duration = Duration::from_secs(5);
 /// How long the agent sleeps at most: monotonic time, and its timers with it, stand still in suspend
@@ -709,7 +707,10 @@ impl Core {
             }
         }
         if let Some(host) = &self.host {
-            host.event(id, &event);
+            let told = catch_unwind(AssertUnwindSafe(|| host.event(id, &event)));
+            if told.is_err() {
+                tracing::error!(%event, "the host panicked on an event");
+            }
         }
         // Fails only where nobody listens.
         let _ = self.events.send((id, Arc::new(event)));
@@ -734,52 +735,5 @@ impl Core {
         {
             closing.fates.push((id, removal.clone()));
         }
-    }
-
-    pub(super) fn message(&mut self, message: InboundMessage) {
-        let message = match &self.host {
-            Some(host) => match host.message(message) {
-                Ok(()) => return,
-                Err(message) => message,
-            },
-            None => message,
-        };
-        let Err(unheard) = self.messages.send(message) else {
-            return;
-        };
-        let message = unheard.0;
-        let options = message
-            .request()
-            .is_ok_and(|request| request.method() == "OPTIONS");
-        match message.response(if options { 200 } else { 480 }) {
-            Some(response) => self.answer(&message, response.build()),
-            None => {
-                tracing::trace!(source = %message.source, "not answered: no request, or an ACK")
-            }
-        }
-    }
-
-    /// Sends an answer where its request came from (RFC 3261 §18.2.2).
-    pub(super) fn answer(&mut self, message: &InboundMessage, answer: Bytes) {
-        if let Some(flow) = message.flow.filter(|flow| self.flows.contains_key(flow)) {
-            return self.send(flow, answer);
-        }
-        let transport = message
-            .transport
-            .and_then(|number| self.numbered(usize::from(number)));
-        let Some(transport) = transport.filter(|by| by.protocols().contains(&Protocol::Udp)) else {
-            return tracing::trace!(source = %message.source, "the flow of a request is gone");
-        };
-        // A datagram from an address that we have no flow to goes back by the socket it came to.
-        let transport = Arc::clone(transport);
-        let target = Target::new(Protocol::Udp, message.source);
-        let id = FlowId::new(self.next_accepted.fetch_add(1, Ordering::Relaxed));
-        tokio::spawn(async move {
-            if let Ok(Ok(flow)) = tokio::time::timeout(ANSWER, transport.open(id, &target)).await {
-                let _ = flow.send(answer);
-                flow.close();
-                transport.flush();
-            }
-        });
     }
 }

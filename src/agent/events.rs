@@ -34,7 +34,8 @@ impl Events {
 
 /// Messages that are no answers to our requests, from the call of [`Agent::messages`](crate::Agent::messages) on
 ///
-/// While there is a reader, it is the reader's part to answer: the agent gives no answer of its own. Bounded like
+/// While there is a reader, it is the reader's part to answer: the agent gives no answer of its own, neither to what a slow
+/// reader missed nor to what is left in one that is dropped. With several readers each gets all of them. Bounded like
 /// [`Events`].
 #[derive(Debug)]
 pub struct Messages(Reader<InboundMessage>);

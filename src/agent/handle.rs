@@ -1,10 +1,11 @@
 //! What applications hold: the agent, and a handle for each registration.
 
 use super::actor::{Core, Outcome};
+use super::answer;
 use super::events::{Events, Messages, Told};
 use crate::{
-    AgentBuilder, Change, Failure, Flow, FlowError, FlowId, InboundMessage, Input, Match,
-    RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status,
+    AgentBuilder, AnswerError, Change, Failure, Flow, FlowError, FlowId, InboundMessage, Input,
+    Match, RegisterError, Registered, Registrar, Registration, RegistrationId, Removal, Status,
     Transcript, WayOut,
 };
 use async_trait::async_trait;
@@ -167,14 +168,18 @@ impl Agent {
     /// by the socket it came to (RFC 3261 §18.2.2).
     ///
     /// It does not wait, so that [`Host::message`](crate::Host::message) may call it; a host that keeps an `Agent` for that
-    /// keeps the agent alive until it is shut down. What cannot be sent is lost as in a
-    /// network: retransmitting final responses to an INVITE is up to the host.
-    pub fn answer(&self, request: &InboundMessage, response: Bytes) {
+    /// keeps the agent alive until it is shut down. A request may have several answers, and one again; nobody counts them.
+    /// What the flow does not take, or a flow that is gone, is lost as in a network: retransmitting final responses to an
+    /// INVITE is up to the host.
+    ///
+    /// # Errors
+    /// [`AnswerError`], where nothing was sent: an ACK is not answered, a response neither, and what goes out is one.
+    pub fn answer(&self, request: &InboundMessage, response: Bytes) -> Result<(), AnswerError> {
+        answer::check(request, &response)?;
         let request = request.clone();
-        // An agent that has ended sends nothing.
-        let _ = self
-            .commands
-            .send(Box::new(move |core| core.answer(&request, response)));
+        self.commands
+            .send(Box::new(move |core| core.answer(&request, response)))
+            .map_err(|_| AnswerError::Closed)
     }
 
     /// Un-REGISTERs everything in at most `within`, and ends; the fate of each binding is returned.

@@ -1,6 +1,7 @@
 //! The tokio layer: one task that owns the [`Pool`] and carries out what it wants.
 
 mod actor;
+mod answer;
 mod builder;
 mod clock;
 mod events;
@@ -15,6 +16,7 @@ mod metrics;
 mod tests;
 mod transports;
 
+pub use answer::AnswerError;
 pub use builder::{AgentBuilder, AgentError};
 pub use clock::{Clock, SystemClock};
 pub use events::{Events, Messages};

@@ -196,7 +196,8 @@ async fn a_host_answers_on_the_flow_the_request_came_on() {
     );
     let flow = agent.flow(message.flow.unwrap()).await.unwrap();
     assert_eq!(flow.info().remote(), register.target().address());
-    agent.answer(&message, message.response(486).unwrap().build());
+    let response = message.response(486).unwrap().build();
+    agent.answer(&message, response).unwrap();
     let answer = wire.next_response().await;
     assert_eq!(
         (answer.code(), answer.cseq().unwrap().1.as_ref()),

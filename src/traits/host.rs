@@ -117,26 +117,33 @@ impl InboundMessage {
         Ok(request)
     }
 
-    /// A response to it; none where it is no request, or an ACK, which is never answered (RFC 3261 §17).
+    /// A response to it; none where it is no request, or an ACK, which is never answered (RFC 3261 §17), or where `code` is
+    /// not from 100 to 699.
+    ///
+    /// A request that is [malformed](Self::request) gets its 400 by this too, as long as it has Via, From, To, Call-ID and
+    /// CSeq, so that its sender can tell what is answered; otherwise there is none (RFC 4475 §3.1.2, §3.3.1).
     #[must_use]
     pub fn response(&self, code: u16) -> Option<super::ResponseBuilder> {
-        let request = self.request().ok()?;
-        (request.method() != "ACK").then(|| super::ResponseBuilder::new(&request, self, code))
+        let request = crate::Request::parse(self.message.clone()).ok()?;
+        super::ResponseBuilder::new(&request, self, code)
     }
 }
 
 /// The application
 ///
-/// Called from the agent's own task, so it must not block; `Agent::events` is the way for
-/// those who want to wait.
+/// Called from the agent's own task, so it must not block: no registration is refreshed meanwhile. `Agent::events` is the
+/// way for those who want to wait. A panic is caught and logged, and the agent goes on.
 pub trait Host: Send + Sync {
     /// Something happened to a registration.
     fn event(&self, id: RegistrationId, event: &Event);
 
-    /// A message arrived that is not ours.
+    /// A message arrived that is not ours. Each copy of a request is told: there is no transaction layer that would take
+    /// retransmissions away (RFC 3261 §17.2). What the host takes it answers itself, or nobody does.
     ///
     /// # Errors
-    /// A host that does not want it gives it back: OPTIONS is answered with 200, any other request with 480.
+    /// A host that does not want it gives it back. Where nobody reads `Agent::messages` either, the agent answers: OPTIONS
+    /// with 200, any other request with 480, a malformed one with 400, each copy alike, an ACK never. A request on which
+    /// this panics is answered with 500.
     fn message(&self, message: InboundMessage) -> Result<(), InboundMessage> {
         Err(message)
     }

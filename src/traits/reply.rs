@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 /// A response to an inbound request, made by [`InboundMessage::response`]
 ///
 /// Via, From, To, Call-ID and CSeq are those of the request, Via with `received` and `rport` filled in (RFC 3261
-/// §18.2.1, RFC 3581 §4), To with a tag that is the same for each retransmission of the request, and Record-Route where
-/// the request has some. Send it with `Agent::answer`.
+/// §18.2.1, RFC 3581 §4), To with a tag that is the same for each retransmission of the request and for its CANCEL (§9.2),
+/// and Record-Route where the request has some. Send it with `Agent::answer`.
 #[derive(Debug, Clone)]
 pub struct ResponseBuilder {
     head: String,
@@ -18,8 +18,14 @@ pub struct ResponseBuilder {
 }
 
 impl ResponseBuilder {
-    pub(super) fn new(request: &Request, message: &InboundMessage, code: u16) -> Self {
-        let code = code.clamp(100, 699);
+    pub(super) fn new(request: &Request, message: &InboundMessage, code: u16) -> Option<Self> {
+        let names = ["From", "To", "Call-ID", "CSeq"];
+        let answered = request.method() != "ACK"
+            && request.validate_transaction().is_ok()
+            && names.iter().all(|name| request.header(name).is_some());
+        if !answered || !(100..700).contains(&code) {
+            return None;
+        }
         let mut head = format!("SIP/2.0 {code} {}\r\n", reason(code));
         let source = message.source;
         let ip = source.ip().to_canonical();
@@ -45,7 +51,7 @@ impl ResponseBuilder {
         for value in request.values("Record-Route") {
             head.push_str(&format!("Record-Route: {value}\r\n"));
         }
-        for name in ["From", "To", "Call-ID", "CSeq"] {
+        for name in names {
             let Some(value) = request.header(name) else {
                 continue;
             };
@@ -56,13 +62,14 @@ impl ResponseBuilder {
             }
             head.push_str("\r\n");
         }
-        Self {
+        Some(Self {
             head,
             body: Bytes::new(),
-        }
+        })
     }
 
-    /// Adds a header; line breaks in it become spaces, so that no value can add a second one.
+    /// Adds a header; line breaks in name and value become spaces, so that none can add a second one. Content-Length is
+    /// added by [`build`](Self::build).
     #[must_use]
     pub fn header(mut self, name: &str, value: impl fmt::Display) -> Self {
         let start = self.head.len();
@@ -93,18 +100,24 @@ impl ResponseBuilder {
 }
 
 /// A To tag, the same for each retransmission, though we keep nothing of the request (RFC 3261 §8.2.7)
+///
+/// By what a request and its CANCEL have in common (§9.1). The branches of a call that was forked to two Contacts of ours
+/// differ in the topmost Via and so do their tags, or their dialogs would be one (§12.1, §19.3).
 fn tag(request: &Request) -> u64 {
     /// Nobody else can tell our tags
     static KEY: OnceLock<RandomState> = OnceLock::new();
     let mut hasher = KEY.get_or_init(RandomState::new).build_hasher();
+    let branch = request.via().and_then(|via| via.branch);
     for part in [
+        Some(request.uri()),
         request.call_id(),
         request.header("From"),
-        request.header("CSeq"),
+        branch.map(Into::into),
     ] {
         hasher.write(part.unwrap_or_default().as_bytes());
         hasher.write_u8(0xff);
     }
+    hasher.write_u32(request.cseq().map_or(0, |(number, _)| number));
     hasher.finish()
 }
 
@@ -204,6 +217,29 @@ mod tests {
         assert_eq!(again.tag_of("To"), response.tag_of("To"));
         let trying = crate::Response::parse(invite().response(100).unwrap().build()).unwrap();
         assert_eq!(trying.tag_of("To"), None);
+    }
+
+    #[test]
+    fn a_code_that_sip_does_not_have_makes_no_response() {
+        for code in [0, 99, 700, u16::MAX] {
+            assert!(invite().response(code).is_none(), "{code}");
+        }
+        for code in [100, 699] {
+            let response = invite().response(code).unwrap().build();
+            assert_eq!(crate::Response::parse(response).unwrap().code(), code);
+        }
+    }
+
+    #[test]
+    fn neither_a_name_nor_a_value_nor_a_type_adds_a_header() {
+        let response = invite().response(200).unwrap();
+        let response = response
+            .header("X\r\nEvil: 1\r\nY", "a")
+            .header("Subject", "a\nEvil: 2\rEvil: 3")
+            .body("text/plain\r\nEvil: 4\r\n\r\nbody", "hello");
+        let response = crate::Response::parse(response.build()).unwrap();
+        assert_eq!(response.header("Evil"), None);
+        assert_eq!(&response.body()[..], b"hello");
     }
 
     #[test]

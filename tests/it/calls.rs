@@ -228,7 +228,8 @@ impl Office {
         let message = timeout(PATIENCE, self.messages.next()).await;
         let message = message.expect("in time").expect("a message");
         let response = message.response(200).expect("a response");
-        self.agent.answer(&message, response.build());
+        let answered = self.agent.answer(&message, response.build());
+        answered.expect("sent");
         message
     }
 }

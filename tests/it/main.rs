@@ -57,6 +57,7 @@ mod rules_file;
 mod rules_flow;
 mod rules_host;
 mod rules_identity;
+mod rules_inbound;
 mod rules_locate;
 mod rules_neighbours;
 mod rules_outbound;

@@ -78,6 +78,10 @@ impl Scripted {
 
     /// Calls a number at the address that is bound.
     async fn calls(&self, number: &str) {
+        let user = match number {
+            "" => String::new(),
+            number => format!("{number}@"),
+        };
         let contact = self
             .last()
             .header("Contact")
@@ -87,8 +91,8 @@ impl Scripted {
         let bound = bound.rsplit('@').next().unwrap_or(bound);
         let host = bound.split([';', '>']).next().expect("a host");
         let invite = format!(
-            "INVITE sip:{number}@{host} SIP/2.0\r\nVia: SIP/2.0/UDP {0};branch=z9hG4bK{number}\r\nMax-Forwards: 70\r\n\
-             From: <sip:caller@{0}>;tag=1\r\nTo: <sip:{number}@example.com>\r\nCall-ID: {number}\r\nCSeq: 1 INVITE\r\n\
+            "INVITE sip:{user}{host} SIP/2.0\r\nVia: SIP/2.0/UDP {0};branch=z9hG4bK{number}\r\nMax-Forwards: 70\r\n\
+             From: <sip:caller@{0}>;tag=1\r\nTo: <sip:{user}example.com>\r\nCall-ID: c{number}\r\nCSeq: 1 INVITE\r\n\
              Contact: <sip:caller@{0}>\r\nContent-Length: 0\r\n\r\n",
             self.address
         );
@@ -159,8 +163,9 @@ impl Trunk {
         let message = timeout(PATIENCE, self.messages.next()).await;
         let message = message.expect("in time").expect("a message");
         let request = message.request().expect("a request");
-        let called = format!("sip:{number}@");
-        assert!(request.uri().starts_with(&called), "{}", request.uri());
+        let uri = request.uri();
+        let user = uri.split_once('@').map_or("sip:", |(user, _)| user);
+        assert_eq!(user, format!("sip:{number}"), "{uri}");
         message.registration.map(|found| found.registration)
     }
 }
@@ -234,6 +239,48 @@ async fn routes_and_identities_are_those_of_the_last_grant() {
 }
 
 #[tokio::test]
+async fn what_is_no_route_is_told_and_not_used() {
+    let server = Scripted::new(
+        "Service-Route: sip:bare.example.com;lr\r\n\
+         Service-Route: \"a, <b>\" <sip:named.example.com;lr>;x=1,, <tel:+15551234>, <sip:open.example.com;lr\r\n\
+         Service-Route: <sips:safe.example.com;lr> trash, <sip:h.example.com;lr?Evil=1>, <>, nonsense\r\n\
+         Service-Route: <sip:cr.example.com;lr>\rEvil: 1\r\nService-Route:\r\n\
+         P-Associated-URI: \"A, <b>\" <sip:a@example.com>, tel:+1555, \"B\rEvil: 1\" <sip:b@example.com>\r\n",
+    )
+    .await;
+    let mut trunk = Trunk::new(account(&server).contact_user("pbx")).await;
+    assert_matches!(&*trunk.outcome().await, Event::Registered(granted)
+        if granted.service_route.iter().any(|value| value == "nonsense"));
+    let way = trunk.way().await;
+    let routes = texts(&way.route);
+    assert_eq!(
+        routes,
+        [
+            "<sip:bare.example.com;lr>",
+            "\"a, <b>\" <sip:named.example.com;lr>;x=1",
+        ]
+    );
+    let identities = texts(&way.associated_uris);
+    assert_eq!(
+        identities,
+        [
+            "\"A, <b>\" <sip:a@example.com>",
+            "tel:+1555",
+            "\"B Evil: 1\" <sip:b@example.com>"
+        ]
+    );
+
+    let many = format!(
+        "Service-Route: {}<sip:z;lr>\r\n",
+        "<sip:a;lr>, <sip:b;lr>, ".repeat(50)
+    );
+    server.says("200 OK", many.leak());
+    let way = trunk.refreshed().await;
+    assert_eq!(way.route.len(), 101);
+    trunk.agent.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
 async fn all_numbers_are_a_trunks_while_gin_is_on_and_its_own_user_when_it_is_off() {
     let server = Scripted::new("").await;
     let mut trunk = Trunk::new(account(&server).gin(true)).await;
@@ -246,7 +293,11 @@ async fn all_numbers_are_a_trunks_while_gin_is_on_and_its_own_user_when_it_is_of
     );
     assert_eq!(register.option_tags("Require"), ["gin"]);
     assert_eq!(register.option_tags("Proxy-Require"), ["gin"]);
-    for number in ["+15550101", "+15550199", "reception"] {
+    // `bnc` is for the registrar; the number goes before the host (RFC 6140 §5.2).
+    let way = trunk.way().await;
+    let bare = contact.trim_matches(['<', '>']).replace(";bnc", "");
+    assert_eq!(*way.contact, *bare);
+    for number in ["+15550101", "+15550199", "reception", ""] {
         server.calls(number).await;
         assert_eq!(
             trunk.called(number).await,

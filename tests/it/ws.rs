@@ -112,7 +112,8 @@ impl Office {
         let message = message.expect("in time").expect("a message");
         let request = message.request().expect("a request");
         let answer = message.response(200).expect("an answer");
-        self.agent.answer(&message, answer.build());
+        let answered = self.agent.answer(&message, answer.build());
+        answered.expect("sent");
         (message, request)
     }
 

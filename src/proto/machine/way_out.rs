@@ -18,9 +18,11 @@ pub struct WayOut {
     /// Service-Route of the last grant after them (RFC 3608 §6.1)
     pub route: Box<[Box<str>]>,
     /// What goes into Contact of a request that begins a dialog: the public GRUU where there is one (RFC 5627 §4.4), else
-    /// the URI that was registered, without `<>`; with `ob` where the flow is an outbound one (RFC 5626 §4.3)
+    /// the URI that was registered, without `<>`; with `ob` where the flow is an outbound one (RFC 5626 §4.3). That of a
+    /// trunk (`gin`) is without `bnc`, which is for REGISTER, and without a user: the number that calls goes before its host,
+    /// with an `@` (RFC 6140 §5.2)
     pub contact: Box<str>,
-    /// The public GRUU, which is always the same (RFC 5627 §3.1)
+    /// The public GRUU, which is always the same (RFC 5627 §3.1); that of a trunk has `bnc` (RFC 6140 §7.1.1)
     pub public_gruu: Option<Box<str>>,
     /// The newest temporary GRUU, for requests that shall not show who we are (RFC 5627 §3.1)
     pub temporary_gruu: Option<Box<str>>,
@@ -66,10 +68,10 @@ impl Machine {
             }
         }
         let ours = bearings.public_gruu.as_ref().unwrap_or(&lease.contact);
-        let contact = match bearings.outbound && !has_ob(ours) {
-            true => format!("{ours};ob").into(),
-            false => ours.clone(),
-        };
+        let mut contact = without_bnc(ours);
+        if bearings.outbound && !has_ob(&contact) {
+            contact.push_str(";ob");
+        }
         Some(WayOut {
             flow,
             reg_id: self
@@ -77,7 +79,7 @@ impl Machine {
                 .reg_id()
                 .filter(|_| !self.seldom.without_outbound),
             route: route.into(),
-            contact,
+            contact: contact.into(),
             public_gruu: bearings.public_gruu.clone(),
             temporary_gruu: bearings.temporary_gruu.clone(),
             associated_uris: bearings.associated_uris.clone(),
@@ -101,7 +103,11 @@ impl Machine {
         let boxed = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect();
         let new = Bearings {
             outbound: granted.outbound,
-            service_route: boxed(&granted.service_route),
+            service_route: granted
+                .service_route
+                .iter()
+                .filter_map(|value| usable(value))
+                .collect(),
             associated_uris: boxed(&granted.associated_uris),
             public_gruu: granted.public_gruu.clone(),
             temporary_gruu: granted.temporary_gruu.clone(),
@@ -125,6 +131,31 @@ impl Machine {
             self.seldom.change().without_outbound = true;
         }
     }
+}
+
+/// Only a registrar knows what a URI with `bnc` means (RFC 6140 §5.2).
+fn without_bnc(uri: &str) -> String {
+    let kept = uri
+        .split(';')
+        .enumerate()
+        .filter(|(index, part)| *index == 0 || !part.eq_ignore_ascii_case("bnc"));
+    kept.map(|(_, part)| part).collect::<Vec<_>>().join(";")
+}
+
+/// What goes into Route: each in brackets, as Service-Route is to have them (RFC 3608 §5), and none that is no SIP URI.
+fn usable(value: &str) -> Option<Box<str>> {
+    let bracketed = match value.contains('<') {
+        true => value.to_owned(),
+        false => format!("<{value}>"),
+    };
+    let (_, rest) = bracketed.rsplit_once('<')?;
+    let (uri, params) = rest.split_once('>')?;
+    let good = SipUri::parse(uri).is_ok_and(|uri| uri.headers().is_none())
+        && (params.is_empty() || params.trim_start().starts_with(';'));
+    if !good {
+        tracing::trace!("skipping a Service-Route that is no route");
+    }
+    good.then(|| bracketed.into())
 }
 
 /// A GRUU whose Contact had `ob` leads to the flow by itself (RFC 5626 §4.3).

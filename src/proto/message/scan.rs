@@ -574,7 +574,7 @@ impl Headers {
         }
     }
 
-    fn validate_transaction(&self) -> Result<(), ParseError> {
+    pub(crate) fn validate_transaction(&self) -> Result<(), ParseError> {
         for header in ["Via", "CSeq", "Call-ID"] {
             self.raw(header)
                 .next()
@@ -969,14 +969,15 @@ fn unquote(text: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(content))
 }
 
-/// A value as text: trimmed, a fold read as one blank (RFC 3261 §7.3.1), what is no UTF-8 replaced.
+/// A value as text: trimmed, a fold read as one blank (RFC 3261 §7.3.1) and a lone CR too, which others may take for the end
+/// of a line; what is no UTF-8 replaced.
 fn text(value: &[u8]) -> Cow<'_, str> {
     let value = String::from_utf8_lossy(value.trim_ascii());
     if !value.contains(['\r', '\n']) {
         return value;
     }
     let lines = value
-        .split('\n')
+        .split(['\r', '\n'])
         .map(|line| line.trim_matches(LWS))
         .filter(|line| !line.is_empty());
     Cow::Owned(lines.collect::<Vec<_>>().join(" "))

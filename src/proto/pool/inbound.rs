@@ -97,11 +97,9 @@ impl Pool {
         };
         let found = match line(&address(to)).or_else(|| line(&request_uri)) {
             Some(id) => vec![self.groups.owner(id)],
-            None => {
-                let user = request_uri.as_ref().and_then(SipUri::user);
-                user.map(|user| self.by_user(user, source, came))
-                    .unwrap_or_default()
-            }
+            None => request_uri
+                .map(|uri| self.by_user(uri.user(), source, came))
+                .unwrap_or_default(),
         };
         let allowed = found
             .into_iter()
@@ -114,13 +112,15 @@ impl Pool {
             .collect()
     }
 
-    /// Those whose Contact has this user, on the flow that a request came on; where there is none, on any to its host.
-    fn by_user(&self, user: &str, source: SocketAddr, came: Came) -> Vec<RegistrationId> {
-        let name = bindings::short_hash(user);
+    /// Those whose Contact has this user, or none as the request, on the flow that it came on; where there is none, on any
+    /// to its host.
+    fn by_user(&self, user: Option<&str>, source: SocketAddr, came: Came) -> Vec<RegistrationId> {
+        let name = user.map(bindings::short_hash);
         // A trunk has all numbers (RFC 6140 §5.3).
-        let has = |one: &Arc<Registration>| one.contact_user().as_str() == Some(user) || one.gin();
+        let has = |one: &Arc<Registration>| one.contact_user().as_str() == user || one.gin();
         let on = |flow: FlowId| {
-            let named = self.flows.named(flow, name);
+            let named = name.map(|name| self.flows.named(flow, name));
+            let named = named.into_iter().flatten();
             named
                 .chain(self.flows.named(flow, NO_NAME))
                 .filter_map(|slot| self.in_slot(slot))

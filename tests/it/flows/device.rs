@@ -80,7 +80,8 @@ impl Device {
                 let Some(response) = message.response(code) else {
                     continue;
                 };
-                answers.answer(&message, response.build());
+                let answered = answers.answer(&message, response.build());
+                answered.expect("sent");
                 let _ = called.send(Called {
                     method: request.method().into(),
                     uri: request.uri().into(),
