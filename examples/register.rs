@@ -1,4 +1,4 @@
-//! Registers an account, says what happens, and un-registers on Ctrl-C.
+//! Registers an account, says what happens, and un-registers on Ctrl-C or SIGTERM.
 //!
 //! Without arguments it starts a small registrar of its own, shows two refreshes, and ends:
 //!
@@ -9,13 +9,14 @@
 
 mod account;
 
-use account::{FLAGS, MEANING, Options, Result, farewell};
+use account::{End, FLAGS, Options, Result, ended, farewell, usage};
 use sip_registration::testkit::TestServer;
 use sip_registration::{Agent, Credentials, Event, Registration};
+use std::process::ExitCode;
 use std::time::Duration;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     let mut options = Options::default();
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
@@ -24,13 +25,14 @@ async fn main() -> Result<()> {
             Ok(false) => format!("unknown argument {flag:?}"),
             Err(problem) => problem,
         };
-        eprintln!("{problem}\nregister [{FLAGS}]\n{MEANING}");
-        std::process::exit(2);
+        return usage(&problem, &format!("register [{FLAGS}]"));
     }
-    match options.server {
-        Some(_) => real(options).await,
-        None => demonstration().await,
-    }
+    // Without any of both it shows itself; with one the other is missed.
+    let done = match (&options.server, &options.aor) {
+        (None, None) => demonstration().await,
+        _ => real(options).await,
+    };
+    ended(done)
 }
 
 /// An account at a registrar of our own that grants 10 s: registered, refreshed twice, unregistered.
@@ -63,6 +65,7 @@ async fn demonstration() -> Result<()> {
 }
 
 async fn real(options: Options) -> Result<()> {
+    let mut end = End::new()?;
     let account = options.account()?.build()?;
     for warning in account.warnings() {
         eprintln!("warning: {warning}");
@@ -76,7 +79,7 @@ async fn real(options: Options) -> Result<()> {
                 Some((id, event)) => println!("{id} {event}"),
                 None => break,
             },
-            _ = tokio::signal::ctrl_c() => break,
+            () = end.comes() => break,
         }
     }
     farewell(&agent, &mut events, |id| id.to_string()).await;

@@ -9,17 +9,18 @@
 //! ```
 //!
 //! INVITE gets 486, with `--answer` 200 and an SDP that accepts no media; BYE, OPTIONS and MESSAGE get 200; anything
-//! else 501. Ctrl-C un-registers.
+//! else 501. Ctrl-C and SIGTERM un-register.
 
 mod account;
 mod phone;
 
-use account::{FLAGS, MEANING, Options, Result, farewell};
+use account::{End, FLAGS, Options, Result, ended, farewell, usage};
 use phone::{Lines, Phone};
 use sip_registration::Agent;
+use std::process::ExitCode;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     let (mut options, mut answer, mut config) = (Options::default(), false, None);
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
@@ -39,12 +40,16 @@ async fn main() -> Result<()> {
             (_, Ok(false)) => format!("unknown argument {flag:?}"),
             (_, Err(problem)) => problem,
         };
-        eprintln!(
-            "{problem}\nsoftphone {FLAGS} [--answer]\nsoftphone --config FILE [--nameserver IP:PORT] [--answer]\n{MEANING}\n\
+        let flags = format!(
+            "softphone {FLAGS} [--answer]\nsoftphone --config FILE [--nameserver IP:PORT] [--answer]\n\
              --config registers the accounts of a pjsip.conf. --answer takes calls instead of refusing them."
         );
-        std::process::exit(2);
+        return usage(&problem, &flags);
     }
+    ended(start(options, config, answer).await)
+}
+
+async fn start(options: Options, config: Option<String>, answer: bool) -> Result<()> {
     match config {
         Some(file) => {
             let (agent, accounts) = phone::file(&file, options.nameserver).await?;
@@ -66,6 +71,7 @@ async fn main() -> Result<()> {
 
 /// Registers the accounts, tells what happens, and answers what arrives.
 async fn run(agent: Agent, accounts: phone::Accounts, answer: bool) -> Result<()> {
+    let mut end = End::new()?;
     let (mut events, mut messages) = (agent.events(), agent.messages());
     let mut lines = Lines::default();
     for (name, account) in accounts {
@@ -83,7 +89,7 @@ async fn run(agent: Agent, accounts: phone::Accounts, answer: bool) -> Result<()
                 Some(message) => phone.message(&message).await,
                 None => break,
             },
-            _ = tokio::signal::ctrl_c() => break,
+            () = end.comes() => break,
         }
     }
     farewell(&agent, &mut events, |id| phone.name(id)).await;

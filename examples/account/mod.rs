@@ -6,6 +6,7 @@ use sip_registration::{
     UdpTransport, WsConfig, WsTransport,
 };
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -17,7 +18,7 @@ pub(crate) const FLAGS: &str = "--server URI --aor URI [--user NAME] [--password
     [--instance FILE [--outbound] [--flow URI]... [--gruu]]";
 
 /// What some of them mean
-pub(crate) const MEANING: &str = "--ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
+const MEANING: &str = "--ca, --cert and --key name PEM files for TLS: whom to believe instead of the system's roots, and \
      what to show to a server that asks. --insecure believes anybody.\n\
      --path is what a WebSocket is asked for, as /ws; / unless given.\n\
      --instance names the file that says which device this is; it is made if there is none. --outbound registers the flow \
@@ -149,11 +150,11 @@ impl Options {
     fn tls(&self) -> Result<TlsConfig> {
         let mut tls = TlsConfig::new();
         if let Some(file) = &self.ca {
-            tls = tls.with_roots_pem(&std::fs::read(file)?)?;
+            tls = tls.with_roots_pem(&read(file)?)?;
         }
         match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => {
-                tls = tls.with_certificate_pem(&std::fs::read(cert)?, &std::fs::read(key)?)?;
+                tls = tls.with_certificate_pem(&read(cert)?, &read(key)?)?;
             }
             (None, None) => {}
             _ => return Err("--cert and --key go together".into()),
@@ -163,6 +164,74 @@ impl Options {
             tls = tls.dangerous_accept_any_certificate();
         }
         Ok(tls)
+    }
+}
+
+fn read(file: &str) -> Result<Vec<u8>> {
+    std::fs::read(file).map_err(|error| format!("{file}: {error}").into())
+}
+
+/// What the program ends with; an error in words, with what is behind it.
+pub(crate) fn ended(result: Result<()>) -> ExitCode {
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    eprint!("{error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
+    ExitCode::FAILURE
+}
+
+/// Says how it is used: because that was asked for, or something else cannot be understood.
+pub(crate) fn usage(problem: &str, usage: &str) -> ExitCode {
+    if ["unknown argument \"--help\"", "unknown argument \"-h\""].contains(&problem) {
+        println!("{usage}\n{MEANING}");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("{problem}\n{usage}\n{MEANING}");
+    ExitCode::from(2)
+}
+
+/// What ends the program: Ctrl-C, or SIGTERM as of a service manager; noted from the start on
+pub(crate) struct End {
+    #[cfg(unix)]
+    signals: [tokio::signal::unix::Signal; 2],
+}
+
+impl End {
+    #[cfg(unix)]
+    pub(crate) fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let signals = [
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        ];
+        Ok(Self { signals })
+    }
+
+    #[cfg(unix)]
+    pub(crate) async fn comes(&mut self) {
+        let [interrupt, terminate] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) async fn comes(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
