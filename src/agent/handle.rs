@@ -184,7 +184,7 @@ impl Agent {
 
     /// Un-REGISTERs everything in at most `within`, and ends; the fate of each binding is returned.
     ///
-    /// What is not answered by then is [`Removal::Unanswered`]. Goes on when the future is dropped. Of an agent that
+    /// What is not answered by then is [`Removal::Unanswered`]; in no time at all nothing is sent. Goes on when the future is dropped. Of an agent that
     /// has ended, there is nothing to tell.
     pub async fn shutdown(&self, within: Duration) -> Vec<(RegistrationId, Removal)> {
         let (reply, answer) = oneshot::channel();
@@ -476,7 +476,8 @@ impl RegistrationHandle {
         fate(self.agent.stop(self.id, deadline, false).await)
     }
 
-    /// Un-REGISTERs in at most `within`, and forgets the registration; else like [`unregister`](Self::unregister).
+    /// Un-REGISTERs in at most `within`, and forgets the registration; else like [`unregister`](Self::unregister). Where
+    /// `within` is 0 nothing is sent.
     pub async fn remove(&self, within: Duration) -> Removal {
         fate(self.agent.stop(self.id, within, true).await)
     }

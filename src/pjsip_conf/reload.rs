@@ -74,12 +74,12 @@ impl Loaded {
                 let (new, old) = (self.transports(), old.transports());
                 new.len() != old.len() || !new.iter().zip(old).all(|(new, old)| new.is_like(old))
             },
-            ..self.plan_from(&old.registrations().collect())
+            ..self.plan_from(&old.registrations().map(Old::settled).collect())
         }
     }
 
     /// The same for registrations that run, of whatever version; nothing is said about transports.
-    fn plan_from(&self, old: &BTreeMap<&Arc<str>, &Arc<Registration>>) -> Plan {
+    fn plan_from(&self, old: &BTreeMap<&Arc<str>, Old<'_>>) -> Plan {
         let mut steps = BTreeMap::new();
         for (name, new) in self.registrations() {
             let step = match old.get(name).map(|old| old.change_to(new)) {
@@ -94,13 +94,13 @@ impl Loaded {
         }
         // Who leaves which address of record.
         let mut leaving: BTreeMap<&str, Vec<&Arc<str>>> = BTreeMap::new();
-        for (name, registration) in old {
+        for (name, old) in old {
             let step = *steps.entry(Arc::clone(*name)).or_insert(Step::Removed);
             if matches!(step, Step::Removed | Step::Replaces) {
-                leaving
-                    .entry(registration.aor_text())
-                    .or_default()
-                    .push(*name);
+                for registration in [Some(old.registration), old.left].into_iter().flatten() {
+                    let names = leaving.entry(registration.aor_text()).or_default();
+                    names.push(*name);
+                }
             }
         }
         let mut after: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
@@ -120,6 +120,41 @@ impl Loaded {
             steps,
             after,
             transports_changed: false,
+        }
+    }
+}
+
+/// A registration that runs, for a plan
+#[derive(Debug, Clone, Copy)]
+struct Old<'a> {
+    registration: &'a Arc<Registration>,
+    /// Its un-REGISTER was begun, and how it ended is not known.
+    leaving: bool,
+    /// Whether it has this configuration, or is about to have another one, is not known.
+    unsure: bool,
+    /// What it was before, where the un-REGISTER of that is under way.
+    left: Option<&'a Arc<Registration>>,
+}
+
+impl<'a> Old<'a> {
+    const fn settled(
+        (name, registration): (&'a Arc<str>, &'a Arc<Registration>),
+    ) -> (&'a Arc<str>, Self) {
+        let old = Self {
+            registration,
+            leaving: false,
+            unsure: false,
+            left: None,
+        };
+        (name, old)
+    }
+
+    fn change_to(&self, new: &Registration) -> Change {
+        match self.registration.change_to(new) {
+            // What has begun to leave comes back as something new, also where it is the same.
+            _ if self.leaving => Change::Replaces,
+            Change::Untouched if self.unsure => Change::InPlace,
+            change => change,
         }
     }
 }
@@ -164,6 +199,8 @@ pub struct Running {
     loaded: Loaded,
     /// By section. What was interrupted leaves some behind that are not as `loaded` says.
     runs: BTreeMap<Arc<str>, Run>,
+    /// Registrations that no section has any more, and that nothing is sent for.
+    abandoned: Vec<RegistrationId>,
 }
 
 /// A registration at work, with the configuration that it was last given
@@ -171,6 +208,12 @@ pub struct Running {
 struct Run {
     id: RegistrationId,
     registration: Arc<Registration>,
+    /// Its un-REGISTER was begun. Whoever looks at it in a later call, it may still be under way.
+    leaving: bool,
+    /// The command that gave it the configuration may not have been taken.
+    unsure: bool,
+    /// What it was before, which it leaves by itself: nobody waited for that un-REGISTER.
+    left: Option<Arc<Registration>>,
 }
 
 impl Running {
@@ -183,8 +226,10 @@ impl Running {
     /// Starts what is new, changes what has changed, removes what is gone; what has not changed sends nothing
     ///
     /// At the start everything is new. Commands return when they were taken; only an un-REGISTER that something waits
-    /// for, or of a section that is gone, is waited for: all at the same time, each up to `within`. When the future is
-    /// dropped, what was done is remembered, and the next call does the rest.
+    /// for, or of a section that is gone, is waited for: all at the same time, each up to `within`. A section whose
+    /// un-REGISTER got no answer, and whose address of record another one takes over, gets another
+    /// [`id`](Self::id): the registration of the old one sends nothing more. When the future is dropped, what was done
+    /// is remembered, and the next call does the rest.
     ///
     /// # Errors
     /// [`RegisterError::Closed`] when the registrar has shut down.
@@ -194,45 +239,60 @@ impl Running {
         new: Loaded,
         within: Duration,
     ) -> Result<Applied, RegisterError> {
+        self.forget(registrar).await?;
+        self.overtaken(registrar, &new).await;
         let runs = self.runs.iter();
-        let runs = runs.map(|(name, run)| (name, &run.registration)).collect();
         let plan = Plan {
             transports_changed: new.plan(&self.loaded).transports_changed,
-            ..new.plan_from(&runs)
+            ..new.plan_from(&runs.map(Run::old).collect())
         };
         let first: BTreeSet<_> = plan.after.values().flatten().collect();
+        // What began to leave in an earlier call ends that first, and starts as something new.
+        let again = self.runs.iter().filter(|(_, run)| run.leaving);
+        let again: BTreeSet<_> = again.map(|(name, _)| Arc::clone(name)).collect();
+        let waits = |name: &Arc<str>| plan.after.contains_key(name) || first.contains(name);
         let mut revived = Vec::new();
         self.loaded = new;
         // What waits for nobody is not to wait for a registrar that does not answer.
         for (name, step) in &plan.steps {
-            if !plan.after.contains_key(name) && !first.contains(name) {
+            if !waits(name) && !again.contains(name) {
                 self.step(registrar, name, *step, &mut revived).await?;
             }
         }
         let mut leaving: Vec<Leaving<'_>> = Vec::new();
         for (name, step) in &plan.steps {
-            let Some(id) = self.id(name) else {
+            let Some(run) = self.runs.get_mut(name) else {
                 continue;
             };
-            if *step == Step::Removed {
-                leaving.push((Arc::clone(name), registrar.remove(id, within)));
+            let removal = if *step == Step::Removed || again.contains(name) {
+                registrar.remove(run.id, within)
             } else if first.contains(name) {
-                leaving.push((Arc::clone(name), registrar.unregister(id)));
-            }
+                registrar.unregister(run.id)
+            } else {
+                continue;
+            };
+            run.leaving = true;
+            leaving.push((Arc::clone(name), removal));
         }
         let mut removed = BTreeMap::new();
         for (name, fate) in all(leaving).await {
-            if plan.steps.get(&name) == Some(&Step::Removed) {
-                self.runs.remove(&name);
-            }
-            match fate {
-                Ok(removal) => drop(removed.insert(name, removal)),
-                Err(RegisterError::Unknown) => drop(removed.insert(name, Removal::NeverBound)),
+            let removal = match fate {
+                Ok(removal) => removal,
+                Err(RegisterError::Unknown) => Removal::NeverBound,
                 Err(RegisterError::Closed) => return Err(RegisterError::Closed),
+            };
+            let gone = plan.steps.get(&name) == Some(&Step::Removed) || again.contains(&name);
+            // It would un-REGISTER once more when it changes, and the binding may be another one's by then.
+            let unsure = !matches!(removal, Removal::Removed | Removal::NeverBound);
+            if gone || unsure {
+                let run = self.runs.remove(&name).filter(|_| !gone);
+                self.abandoned.extend(run.map(|run| run.id));
             }
+            removed.insert(name, removal);
         }
+        self.forget(registrar).await?;
         for (name, step) in &plan.steps {
-            if plan.after.contains_key(name) || first.contains(name) {
+            if waits(name) || again.contains(name) {
                 self.step(registrar, name, *step, &mut revived).await?;
             }
         }
@@ -241,6 +301,34 @@ impl Running {
             removed,
             revived,
         })
+    }
+
+    /// Ends what no section has any more, without a message.
+    async fn forget(&mut self, registrar: &dyn Registrar) -> Result<(), RegisterError> {
+        while let Some(id) = self.abandoned.last().copied() {
+            match registrar.remove(id, Duration::ZERO).await {
+                Ok(_) | Err(RegisterError::Unknown) => self.abandoned.pop(),
+                Err(RegisterError::Closed) => return Err(RegisterError::Closed),
+            };
+        }
+        Ok(())
+    }
+
+    /// Marks as leaving what still leaves an address of record, by an earlier version, that another section has now.
+    async fn overtaken(&mut self, registrar: &dyn Registrar, new: &Loaded) {
+        for (name, run) in &mut self.runs {
+            let Some(left) = &run.left else { continue };
+            let status = registrar.status(run.id).await;
+            let leaves = |status: Status| status.activity == Activity::Unregistering;
+            if !run.unsure && !status.is_some_and(leaves) {
+                run.left = None;
+                continue;
+            }
+            let mut others = new.registrations();
+            run.leaving |= others.any(|(other, registration)| {
+                other != name && registration.aor_text() == left.aor_text()
+            });
+        }
     }
 
     /// Carries out all but a removal.
@@ -281,6 +369,7 @@ impl Running {
                 None => Err(RegisterError::Unknown),
             },
             Step::InPlace | Step::Registers | Step::Replaces | Step::Added | Step::Removed => {
+                self.about_to_be(name, &new);
                 registrar.reconfigure(id, registration()).await.map(drop)
             }
         };
@@ -301,8 +390,28 @@ impl Running {
         id: RegistrationId,
         registration: Arc<Registration>,
     ) -> Result<(), RegisterError> {
-        self.runs.insert(Arc::clone(name), Run { id, registration });
+        let old = self.runs.get_mut(name).filter(|old| old.id == id);
+        let run = Run {
+            id,
+            registration,
+            leaving: false,
+            unsure: false,
+            left: old.and_then(|old| old.left.take()),
+        };
+        self.runs.insert(Arc::clone(name), run);
         Ok(())
+    }
+
+    /// Before a command that changes it: who asks in a later call, when this one is dropped, knows that it may have been.
+    fn about_to_be(&mut self, name: &Arc<str>, new: &Arc<Registration>) {
+        let Some(run) = self.runs.get_mut(name) else {
+            return;
+        };
+        let old = std::mem::replace(&mut run.registration, Arc::clone(new));
+        if !run.leaving && old.aor_text() != new.aor_text() {
+            run.left = Some(old);
+        }
+        run.unsure = true;
     }
 
     /// The version that runs.
@@ -349,6 +458,18 @@ impl Running {
                 })
             })
             .collect()
+    }
+}
+
+impl Run {
+    const fn old<'a>((name, run): (&'a Arc<str>, &'a Self)) -> (&'a Arc<str>, Old<'a>) {
+        let old = Old {
+            registration: &run.registration,
+            leaving: run.leaving,
+            unsure: run.unsure,
+            left: run.left.as_ref(),
+        };
+        (name, old)
     }
 }
 

@@ -28,6 +28,8 @@ pub enum RegisterError {
 #[async_trait]
 pub trait Registrar: Send + Sync + Debug {
     /// Adds a registration and starts it, after its initial delay.
+    ///
+    /// When the future is dropped before it is ready, the registration is removed again: nobody would know its id.
     async fn register(&self, registration: Registration) -> Result<RegistrationId, RegisterError>;
     /// Replaces the configuration; what the change causes is returned.
     async fn reconfigure(
@@ -41,7 +43,7 @@ pub trait Registrar: Send + Sync + Debug {
     async fn reregister(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// Un-REGISTER; the entry stays, and registers again on [`refresh`](Self::refresh) (`pjsip send unregister`).
     async fn unregister(&self, id: RegistrationId) -> Result<Removal, RegisterError>;
-    /// Un-REGISTER and forget, in at most `within`.
+    /// Un-REGISTER and forget, in at most `within`; where that is 0 nothing is sent, the registration is only forgotten.
     async fn remove(&self, id: RegistrationId, within: Duration) -> Result<Removal, RegisterError>;
     /// The configuration in force: the option set, read back.
     async fn registration(&self, id: RegistrationId) -> Option<Arc<Registration>>;

@@ -34,7 +34,12 @@ mod observe;
 mod pjsip_corpus;
 #[cfg(all(unix, feature = "tokio"))]
 mod pjsip_example;
+mod pjsip_files;
 mod pjsip_gauges;
+#[cfg(feature = "tokio")]
+mod pjsip_interrupted;
+#[cfg(feature = "tokio")]
+mod pjsip_registrars;
 mod pjsip_reload;
 mod pjsip_show;
 #[cfg(feature = "tokio")]

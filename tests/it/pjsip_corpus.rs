@@ -1,5 +1,6 @@
 //! Each rule of `pjsip.conf`, and each refusal, as a file with its expected result beside it.
 
+use crate::pjsip_files::Dice;
 use sip_registration::pjsip_conf::{Diagnostic, Directory, Files, Loaded, load};
 use std::collections::BTreeSet;
 use std::fs;
@@ -244,18 +245,6 @@ impl Files for Changed {
     }
 }
 
-/// A generator that replays: xorshift.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 11).unwrap_or_default() % end.max(1)
-    }
-}
-
 fn mutate(dice: &mut Dice, content: &mut Vec<u8>) {
     const PIECES: [&[u8]; 16] = [
         b"[",
@@ -275,26 +264,26 @@ fn mutate(dice: &mut Dice, content: &mut Vec<u8>) {
         b"\0",
         b"\n[a](a,a,a)\n",
     ];
-    for _ in 0..=dice.below(6) {
-        let at = dice.below(content.len() + 1);
-        match dice.below(5) {
-            0 => drop(content.drain(at..(at + dice.below(40)).min(content.len()))),
+    for _ in 0..=dice.index(6) {
+        let at = dice.index(content.len() + 1);
+        match dice.index(5) {
+            0 => drop(content.drain(at..(at + dice.index(40)).min(content.len()))),
             1 if at < content.len() => {
-                content[at] = u8::try_from(dice.below(256)).unwrap_or_default()
+                content[at] = u8::try_from(dice.index(256)).unwrap_or_default()
             }
             2 => {
-                let from = dice.below(content.len() + 1);
-                let piece = content[from..(from + dice.below(200)).min(content.len())].to_vec();
+                let from = dice.index(content.len() + 1);
+                let piece = content[from..(from + dice.index(200)).min(content.len())].to_vec();
                 content.splice(at..at, piece);
             }
-            _ => drop(content.splice(at..at, PIECES[dice.below(PIECES.len())].iter().copied())),
+            _ => drop(content.splice(at..at, PIECES[dice.index(PIECES.len())].iter().copied())),
         }
     }
 }
 
 #[test]
 fn damaged_files_never_panic_and_never_hang() {
-    let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
+    let mut dice = Dice::new(1);
     let rounds = std::env::var("ROUNDS")
         .ok()
         .and_then(|rounds| rounds.parse().ok())

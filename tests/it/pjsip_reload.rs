@@ -1,24 +1,11 @@
 //! A new version of a `pjsip.conf`: what it changes, what it keeps, and which packets it costs.
 
+use crate::pjsip_files::File;
 use sip_registration::Registration;
-use sip_registration::pjsip_conf::{Files, Loaded, Step, load};
+use sip_registration::pjsip_conf::{Loaded, Step, load};
 use sip_registration::testkit::{Reply, Sim};
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A file in memory.
-struct File(String);
-
-impl Files for File {
-    fn read(&self, _: &str) -> io::Result<Vec<u8>> {
-        Ok(self.0.clone().into_bytes())
-    }
-
-    fn list(&self, _: &str) -> io::Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-}
 
 const BASE: &str = "\
 [udp]
@@ -217,14 +204,10 @@ fn who_takes_over_an_address_of_record_waits_for_its_un_register() {
 #[cfg(feature = "tokio")]
 mod applied {
     use super::*;
+    use crate::pjsip_registrars::now;
     use sip_registration::pjsip_conf::{Applied, Running, table};
     use sip_registration::testkit::{MockTransport, SentRequest, Wire};
     use sip_registration::{Agent, Registrar, Removal};
-
-    #[expect(clippy::disallowed_methods, reason = "a host asks what time it is")]
-    fn now() -> tokio::time::Instant {
-        tokio::time::Instant::now()
-    }
 
     const WITHIN: Duration = Duration::from_secs(35);
 

@@ -1,58 +1,21 @@
 //! Reload after reload of a file with ten trunks, in virtual time: who did not change sends nothing, and every
 //! un-REGISTER is over before the registration that replaces it, whatever was interrupted.
 
-use sip_registration::pjsip_conf::{Files, Loaded, Running, Step};
-use sip_registration::testkit::{MockTransport, SentRequest, Wire};
-use sip_registration::{Agent, Registrar};
+use crate::pjsip_files::{Dice, File, secs};
+use crate::pjsip_registrars::{World, now, user};
+use sip_registration::pjsip_conf::{Loaded, Running, Step};
+use sip_registration::{Registrar, RegistrationId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-type Instant = tokio::time::Instant;
-
-#[expect(clippy::disallowed_methods, reason = "a host asks what time it is")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
 
 /// What a removal may take.
 const WITHIN: Duration = secs(30);
+/// The longest that an answer takes.
+const LATEST: Duration = secs(3);
 /// After this long nothing is under way any more: timer F, the initial delay, an answer.
 const SETTLED: Duration = secs(50);
 const TRUNKS: usize = 10;
-
-struct File(String);
-
-impl Files for File {
-    fn read(&self, _: &str) -> io::Result<Vec<u8>> {
-        Ok(self.0.clone().into_bytes())
-    }
-
-    fn list(&self, _: &str) -> io::Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-}
-
-/// xorshift: the tests of a seed are the same every time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.checked_rem(end).unwrap_or_default()
-    }
-
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
-}
 
 /// A section as it is in the file.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +67,7 @@ impl Conf {
     fn edit_one(&mut self, dice: &mut Dice) {
         let names: Vec<_> = self.trunks.keys().cloned().collect();
         let mut any = || {
-            let at = dice.below(names.len() as u64) as usize;
+            let at = dice.index(names.len());
             names.get(at).cloned().unwrap_or_default()
         };
         let (name, other) = (any(), any());
@@ -162,266 +125,334 @@ impl Conf {
     }
 }
 
-/// What a registrar has seen of an address of record.
-#[derive(Debug, Clone)]
-struct Seen {
-    at: Instant,
-    aor: String,
-    call_id: String,
-    removes: bool,
-    answered: Option<Instant>,
+/// What an operator asks for, for one section or for all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Ask {
+    Refresh,
+    Reregister,
+    Unregister,
+    Pause,
+    Resume,
 }
 
-#[derive(Debug, Default)]
-struct Registrars {
-    seen: Vec<Seen>,
-    /// By registrar and address of record: the Contacts.
-    bound: BTreeMap<(String, String), BTreeSet<String>>,
-    /// Whose un-REGISTERs are not answered now.
-    deaf: bool,
-    /// The addresses of record of which an un-REGISTER got no answer: their bindings are anybody's guess.
-    lost: BTreeSet<String>,
-}
+impl Ask {
+    const ALL: [Self; 5] = [
+        Self::Refresh,
+        Self::Reregister,
+        Self::Unregister,
+        Self::Pause,
+        Self::Resume,
+    ];
 
-fn lock(registrars: &Mutex<Registrars>) -> std::sync::MutexGuard<'_, Registrars> {
-    registrars.lock().unwrap_or_else(PoisonError::into_inner)
-}
+    /// Whether it is bound afterwards, of whatever was before; a pause ends with a registration only by `Resume`.
+    const fn ends_bound(self) -> bool {
+        matches!(self, Self::Refresh | Self::Reregister)
+    }
 
-fn user(field: &str) -> String {
-    let after = field.split_once("sip:").map_or("", |(_, after)| after);
-    after.split('@').next().unwrap_or_default().to_owned()
-}
-
-/// Answers everything, some of it late, and un-REGISTERs not at all while it is deaf.
-async fn serve(mut wire: Wire, registrars: Arc<Mutex<Registrars>>, mut dice: Dice) {
-    let mut known = BTreeSet::new();
-    let mut waiting: Vec<(Instant, usize, SentRequest)> = Vec::new();
-    loop {
-        waiting.sort_by_key(|(at, ..)| *at);
-        let next = waiting.first().map(|(at, ..)| *at);
-        let due = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
+    async fn of(self, registrar: &dyn Registrar, id: RegistrationId) {
+        // It may have been removed meanwhile.
+        let _ = match self {
+            Self::Refresh => registrar.refresh(id).await,
+            Self::Reregister => registrar.reregister(id).await,
+            Self::Unregister => registrar.unregister(id).await.map(drop),
+            Self::Pause => registrar.pause(id, None, true).await,
+            Self::Resume => registrar.resume(id).await,
         };
-        tokio::select! {
-            () = due => {
-                let (_, index, request) = waiting.remove(0);
-                let (aor, removes) = {
-                    let mut registrars = lock(&registrars);
-                    let seen = registrars.seen.get_mut(index).expect("it was seen");
-                    seen.answered = Some(now());
-                    (seen.aor.clone(), seen.removes)
-                };
-                let key = (request.target().address().ip().to_string(), aor);
-                let contact = request.text_of("Contact");
-                let contact = contact.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
-                {
-                    let mut registrars = lock(&registrars);
-                    let bound = registrars.bound.entry(key).or_default();
-                    if removes {
-                        bound.remove(&contact);
-                    } else {
-                        bound.insert(contact);
-                    }
-                }
-                wire.reply(&request, 200).await;
-            }
-            request = wire.next_request() => {
-                if !known.insert(request.text_of("Via")) {
-                    continue;
-                }
-                let mut registrars = lock(&registrars);
-                let removes = request.text_of("Expires") == "0";
-                let index = registrars.seen.len();
-                let aor = user(&request.text_of("To"));
-                registrars.seen.push(Seen {
-                    at: now(),
-                    aor: aor.clone(),
-                    call_id: request.text_of("Call-ID"),
-                    removes,
-                    answered: None,
-                });
-                if removes && registrars.deaf {
-                    registrars.lost.insert(aor);
-                } else {
-                    let late = Duration::from_millis(dice.below(3000));
-                    waiting.push((now() + late, index, request));
-                }
-            }
-        }
     }
 }
 
-/// No REGISTER for an address of record while another registration's un-REGISTER for it is under way, but where a
-/// registrar has left one without an answer.
-fn check_order(seed: u64, registrars: &Registrars) {
-    let seen = &registrars.seen;
-    let removals = seen.iter().enumerate();
-    for (index, removal) in
-        removals.filter(|(_, seen)| seen.removes && !registrars.lost.contains(&seen.aor))
-    {
-        let given_up = removal.at + WITHIN;
-        let over = removal.answered.map_or(given_up, |at| at.min(given_up));
-        for after in seen.iter().skip(index + 1) {
-            assert!(
-                after.removes
-                    || after.aor != removal.aor
-                    || after.call_id == removal.call_id
-                    || after.at >= over,
-                "seed {seed}: {after:?} overtakes {removal:?}"
-            );
+/// What the operator does while a reload may be under way, and whose registrations it was for.
+async fn operate(world: &World, dice: &mut Dice, ids: &[RegistrationId]) -> Vec<RegistrationId> {
+    let mut asked = Vec::new();
+    for _ in 0..dice.below(4) {
+        tokio::time::sleep(Duration::from_millis(dice.below(5000))).await;
+        let what = Ask::ALL[dice.index(Ask::ALL.len())];
+        let whom = match dice.one_in(5) {
+            true => ids,
+            false => ids
+                .get(dice.index(ids.len()))
+                .map(std::slice::from_ref)
+                .unwrap_or_default(),
+        };
+        asked.extend(whom);
+        // Un-REGISTERs are waited for; the operator is not.
+        for id in whom {
+            let (agent, id) = (world.agent.clone(), *id);
+            tokio::spawn(async move { what.of(&agent, id).await });
         }
     }
+    asked
 }
 
-async fn storm(seed: u64) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let (transport, wire) = MockTransport::new();
-    let agent = Agent::builder()
-        .transport("udp", transport)
-        .seed([7; 32])
-        .build()
-        .await
-        .expect("an agent");
-    let registrars = Arc::new(Mutex::new(Registrars::default()));
-    let serving = tokio::spawn(serve(
-        wire,
-        Arc::clone(&registrars),
-        Dice(seed.wrapping_add(99) | 1),
-    ));
+/// The address of record of each section, and its registrar.
+fn addresses(running: &Running) -> BTreeMap<Arc<str>, (String, String)> {
+    let registrations = running.loaded().registrations();
+    let address = |registration: &sip_registration::Registration| {
+        let server = format!("{:?}", registration.server_uri());
+        let server = server.trim_start_matches("sip:").to_owned();
+        (server, user(registration.aor_text()))
+    };
+    registrations
+        .map(|(name, registration)| (Arc::clone(name), address(registration)))
+        .collect()
+}
+
+/// How often a storm did what it is for
+#[derive(Debug, Default)]
+struct Tally {
+    dropped: usize,
+    lost: usize,
+    revived: usize,
+    kept: usize,
+    came_back: usize,
+    asked: usize,
+}
+
+async fn storm(seed: u64, operated: bool, tally: &mut Tally) {
+    let what = format!(
+        "seed {seed}, {}",
+        if operated { "operated" } else { "alone" }
+    );
+    let mut dice = Dice::new(seed);
+    let world = World::new(seed, LATEST).await;
     let mut conf = Conf::default();
     (0..TRUNKS).for_each(|_| conf.add());
     let mut running = Running::new();
     let first = Loaded::default().reload(&conf.file(), "pjsip.conf");
-    running.apply(&agent, first, WITHIN).await.expect("runs");
+    running
+        .apply(&world.agent, first, WITHIN)
+        .await
+        .expect("runs");
     tokio::time::sleep(SETTLED).await;
 
     let mut settled = true;
     for _ in 0..12 {
         conf.edit(&mut dice);
-        lock(&registrars).deaf = dice.one_in(6);
-        let from = lock(&registrars).seen.len();
-        let before: BTreeMap<_, _> = running
+        world.registrars().deaf = dice.one_in(6);
+        let some: Vec<_> = conf
+            .trunks
+            .values()
+            .map(|trunk| format!("a{}", trunk.aor))
+            .collect();
+        let refused = some.into_iter().filter(|_| dice.one_in(12)).collect();
+        world.registrars().refused = refused;
+        let from = world.registrars().seen.len();
+        let before = addresses(&running);
+        let ids: Vec<_> = running.ids().map(|(_, id)| id).collect();
+        let names: BTreeMap<_, _> = running
+            .ids()
+            .map(|(name, id)| (id, Arc::clone(name)))
+            .collect();
+        let mut given_up = BTreeSet::new();
+        for (id, status) in world.agent.statuses().await {
+            given_up.extend(names.get(&id).filter(|_| status.last_failure.is_some()));
+        }
+        let back = running
             .loaded()
             .registrations()
-            .map(|(name, registration)| (Arc::clone(name), user(registration.aor_text())))
-            .collect();
+            .map(|(name, _)| Arc::clone(name));
+        let back: Vec<_> = back.filter(|name| running.loaded().is_kept(name)).collect();
         let new = running.loaded().reload(&conf.file(), "pjsip.conf");
         let plan = new.plan(running.loaded());
         let patience = match dice.one_in(3) {
             true => Duration::from_millis(dice.below(6000)),
             false => secs(3600),
         };
-        let applied = tokio::time::timeout(patience, running.apply(&agent, new, WITHIN)).await;
+        let applied = tokio::time::timeout(patience, running.apply(&world.agent, new, WITHIN));
+        let (applied, asked) = match operated {
+            true => tokio::join!(applied, operate(&world, &mut dice, &ids)),
+            false => (applied.await, Vec::new()),
+        };
+        let kept = |step: &Step| *step == Step::Kept;
+        tally.kept += plan.steps.values().filter(|step| kept(step)).count();
+        tally.came_back += back
+            .iter()
+            .filter(|name| !running.loaded().is_kept(name))
+            .count();
+        tally.asked += asked.len();
+        tally.dropped += usize::from(applied.is_err());
+        if let Ok(applied) = &applied {
+            let applied = applied.as_ref().expect("it runs");
+            tally.revived += applied.revived.len();
+        }
         let whole = applied.is_ok();
         if whole {
             tokio::time::sleep(SETTLED).await;
         }
         if settled {
-            let quiet = plan
-                .steps
-                .iter()
-                .filter(|(_, step)| matches!(step, Step::Untouched | Step::Kept | Step::InPlace));
+            let asked: BTreeSet<_> = asked.iter().filter_map(|id| names.get(id)).collect();
+            let quiet = |name: &Arc<str>, step: &Step| {
+                matches!(step, Step::Untouched | Step::Kept | Step::InPlace)
+                    && !asked.contains(name)
+                    && !given_up.contains(name)
+            };
+            let quiet = plan.steps.iter().filter(|(name, step)| quiet(name, step));
             let quiet: BTreeSet<_> = quiet.filter_map(|(name, _)| before.get(name)).collect();
-            let registrars = lock(&registrars);
+            let quiet: BTreeSet<_> = quiet.into_iter().map(|(_, aor)| aor).collect();
+            let registrars = world.registrars();
             let loud = registrars.seen.iter().skip(from);
             let loud: Vec<_> = loud.filter(|seen| quiet.contains(&seen.aor)).collect();
-            assert!(
-                loud.is_empty(),
-                "seed {seed}: {loud:?} of what did not change"
-            );
+            assert!(loud.is_empty(), "{what}: {loud:?} of what did not change");
         }
-        settled = whole;
+        settled = whole && asked.is_empty();
     }
-    lock(&registrars).deaf = false;
+    {
+        let mut registrars = world.registrars();
+        registrars.deaf = false;
+        registrars.refused.clear();
+    }
     let last = running.loaded().reload(&conf.file(), "pjsip.conf");
-    running.apply(&agent, last, WITHIN).await.expect("runs");
+    running
+        .apply(&world.agent, last, WITHIN)
+        .await
+        .expect("runs");
     tokio::time::sleep(SETTLED + secs(60)).await;
 
-    check_order(seed, &lock(&registrars));
+    if !operated {
+        world.registrars().check_order(WITHIN, &what);
+    }
     let names: BTreeSet<_> = running
         .loaded()
         .registrations()
         .map(|(name, _)| name)
         .collect();
     let ids: BTreeSet<_> = running.ids().map(|(name, _)| name).collect();
-    assert_eq!(ids, names, "seed {seed}");
-    assert_eq!(agent.statuses().await.len(), names.len(), "seed {seed}");
+    assert_eq!(ids, names, "{what}");
+    assert_eq!(world.agent.statuses().await.len(), names.len(), "{what}");
     for (name, registration) in running.loaded().registrations() {
         let id = running.id(name).expect("it runs");
-        let runs = agent.registration(id).await.expect("it runs");
-        assert_eq!(*runs, **registration, "seed {seed}: {name}");
+        let runs = world.agent.registration(id).await.expect("it runs");
+        assert_eq!(*runs, **registration, "{what}: {name}");
     }
-    let wanted: BTreeMap<_, _> = running
-        .loaded()
-        .registrations()
-        .map(|(_, registration)| {
-            let server = format!("{:?}", registration.server_uri());
-            let server = server.trim_start_matches("sip:").to_owned();
-            ((server, user(registration.aor_text())), 1)
-        })
-        .collect();
-    {
-        let registrars = lock(&registrars);
-        let known = |aor: &String| !registrars.lost.contains(aor);
-        let bound = registrars
-            .bound
-            .iter()
-            .filter(|(_, bound)| !bound.is_empty());
-        let bound: BTreeMap<_, _> = bound
-            .map(|(key, bound)| (key.clone(), bound.len()))
-            .filter(|((_, aor), _)| known(aor))
-            .collect();
-        let wanted = wanted.into_iter().filter(|((_, aor), _)| known(aor));
-        assert_eq!(bound, wanted.collect(), "seed {seed}");
+    let mut off = BTreeSet::new();
+    if operated {
+        // The last word is the operator's, and a file that says the same does not take it back.
+        for (name, id) in running.ids() {
+            let ask = Ask::ALL[dice.index(4)];
+            if !ask.ends_bound() {
+                off.insert(Arc::clone(name));
+            }
+            let agent = world.agent.clone();
+            tokio::spawn(async move {
+                let _ = agent.resume(id).await;
+                ask.of(&agent, id).await;
+            });
+        }
+        tokio::time::sleep(SETTLED + secs(60)).await;
+        let from = world.registrars().seen.len();
+        let same = running.loaded().reload(&conf.file(), "pjsip.conf");
+        running
+            .apply(&world.agent, same, WITHIN)
+            .await
+            .expect("runs");
+        tokio::time::sleep(secs(60)).await;
+        assert_eq!(world.registrars().lines(from), [""; 0], "{what}");
     }
-    serving.abort();
+    tally.lost += world.registrars().lost().len();
+    check_bindings(&world, &running, &conf, &off, &what);
+}
+
+/// Each section is bound once, as the last file says, but for those that are switched off; nothing else is bound, but
+/// what a registrar did not want to hear of.
+fn check_bindings(
+    world: &World,
+    running: &Running,
+    conf: &Conf,
+    off: &BTreeSet<Arc<str>>,
+    what: &str,
+) {
+    let registrars = world.registrars();
+    let lost = registrars.lost();
+    let mut bindings = registrars.bindings();
+    for (name, key) in addresses(running) {
+        let bound = bindings.remove(&key).unwrap_or_default();
+        let registration = &running
+            .loaded()
+            .registration(&name)
+            .expect("there")
+            .registration;
+        let contact = registration
+            .contact_user()
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        match (off.contains(&name), lost.contains(&key.1)) {
+            (true, false) => assert_eq!(bound, [""; 0], "{what}: {name} is off"),
+            (true, true) => {}
+            (false, false) => assert_eq!(bound, [contact], "{what}: {name}"),
+            (false, true) => assert!(bound.contains(&contact), "{what}: {name} in {bound:?}"),
+        }
+    }
+    bindings.retain(|(_, aor), _| !lost.contains(aor));
+    assert!(
+        bindings.is_empty(),
+        "{what}: nobody owns {bindings:?} in {conf:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_storm_of_reloads_leaves_what_the_last_file_says() {
+    let mut tally = Tally::default();
     for seed in 1..=60 {
-        storm(seed).await;
+        storm(seed, false, &mut tally).await;
     }
+    let Tally {
+        dropped,
+        lost,
+        revived,
+        kept,
+        came_back,
+        asked,
+    } = tally;
+    let least = [dropped, lost, revived, kept, came_back].into_iter().min();
+    assert!(least > Some(20), "{tally:?}");
+    assert_eq!(asked, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_reloads_and_commands_leaves_what_the_last_of_each_says() {
+    let mut tally = Tally::default();
+    for seed in 1..=60 {
+        storm(seed, true, &mut tally).await;
+    }
+    let Tally {
+        dropped,
+        lost,
+        revived,
+        kept,
+        came_back,
+        asked,
+    } = tally;
+    let least = [dropped, lost, revived, kept, came_back].into_iter().min();
+    assert!(least > Some(20), "{tally:?}");
+    assert!(asked > 300, "{asked} commands");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_under_way_does_not_hold_up_the_end() {
-    let mut dice = Dice(5);
+    let mut dice = Dice::new(5);
     for seed in 1..=20 {
-        let (transport, wire) = MockTransport::new();
-        let agent = Agent::builder()
-            .transport("udp", transport)
-            .seed([7; 32])
-            .build()
-            .await
-            .expect("an agent");
-        let registrars = Arc::new(Mutex::new(Registrars::default()));
-        let serving = tokio::spawn(serve(wire, Arc::clone(&registrars), Dice(seed)));
+        let world = World::new(seed, LATEST).await;
         let mut conf = Conf::default();
         (0..TRUNKS).for_each(|_| conf.add());
         let mut running = Running::new();
         let first = Loaded::default().reload(&conf.file(), "pjsip.conf");
-        running.apply(&agent, first, WITHIN).await.expect("runs");
+        running
+            .apply(&world.agent, first, WITHIN)
+            .await
+            .expect("runs");
         tokio::time::sleep(SETTLED).await;
         (0..4).for_each(|_| conf.edit(&mut dice));
         let new = running.loaded().reload(&conf.file(), "pjsip.conf");
         let start = now();
         let end = async {
             tokio::time::sleep(Duration::from_millis(dice.below(4000))).await;
-            agent.shutdown(secs(33)).await
+            world.agent.shutdown(secs(33)).await
         };
         // Either it was through, or it is told that the agent has ended.
-        let (_, _) = tokio::join!(running.apply(&agent, new, WITHIN), end);
+        let (_, _) = tokio::join!(running.apply(&world.agent, new, WITHIN), end);
         assert!(start.elapsed() < secs(35), "seed {seed}");
-        let registrars = lock(&registrars);
-        let bound = registrars
-            .bound
-            .iter()
-            .filter(|(_, bound)| !bound.is_empty());
-        assert_eq!(bound.count(), 0, "seed {seed}: {registrars:?}");
-        serving.abort();
+        let bindings = world.registrars().bindings();
+        assert!(bindings.is_empty(), "seed {seed}: {bindings:?}");
     }
 }

@@ -1,33 +1,17 @@
 //! The transports of a `pjsip.conf` over real sockets: a reload replaces what has changed, and nobody else notices.
 
+use crate::pjsip_files::File;
 use sip_registration::pjsip_conf::{
-    Files, Reloaded, Rule, Running, TransportError, TransportOutcome, Transports, load,
+    Reloaded, Rule, Running, TransportError, TransportOutcome, Transports, load,
 };
 use sip_registration::testkit::{RunningServer, TestServer};
 use sip_registration::{Agent, FlowError, Protocol, Registrar, Removal};
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A file in memory.
-struct File(String);
-
-impl Files for File {
-    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
-        match path {
-            "pjsip.conf" => Ok(self.0.clone().into_bytes()),
-            _ => Err(io::ErrorKind::NotFound.into()),
-        }
-    }
-
-    fn list(&self, _: &str) -> io::Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-}
 
 fn free() -> u16 {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");

@@ -13,6 +13,34 @@ fn expires(sim: &mut Sim) -> String {
 }
 
 #[test]
+fn a_removal_in_no_time_sends_nothing() {
+    for answered in [false, true] {
+        let mut sim = Sim::registered(under(Policy::default()), secs(3600));
+        sim.input(Input::Stop(secs(30)));
+        let removal = sim.sent();
+        sim.advance(secs(40));
+        assert!(!sim.all_sent().is_empty(), "it was sent again");
+        assert_eq!(sim.removals(), [Removal::Unanswered]);
+        if answered {
+            sim.reply(&removal, Reply::status(200));
+        }
+        sim.remove(sim.id(), Duration::ZERO);
+        sim.advance(secs(4000));
+        assert!(sim.is_silent());
+        assert_eq!(sim.removals(), [Removal::Unanswered; 1]);
+        assert_eq!(sim.pool().ids().count(), 0);
+    }
+    // With one under way, too.
+    let mut sim = Sim::registered(under(Policy::default()), secs(3600));
+    sim.input(Input::Stop(secs(30)));
+    sim.sent();
+    sim.remove(sim.id(), Duration::ZERO);
+    sim.advance(secs(4000));
+    assert!(sim.is_silent());
+    assert_eq!(sim.pool().ids().count(), 0);
+}
+
+#[test]
 fn d3_initial_delays_are_those_of_the_profile() {
     for seed in 0..30 {
         let delay = |policy: Policy, most| {

@@ -130,8 +130,12 @@ impl Machine {
         let timer_f = self.registration.policy().timers.timer_f;
         match then {
             Then::Stop { by } => {
-                if self.may_live(cx.now) {
-                    let left = by.saturating_duration_since(cx.now);
+                let left = by.saturating_duration_since(cx.now);
+                if self.may_live(cx.now) && left.is_zero() {
+                    // Nobody would hear the answer, and a request without one can come late, and remove a later binding.
+                    self.seldom.change().then.insert(0, then);
+                    self.unregistered(cx, Removal::Unanswered);
+                } else if self.may_live(cx.now) {
                     self.unregister_then(cx, left, Then::Stop { by });
                 } else {
                     self.plan = Plan::Idle;
