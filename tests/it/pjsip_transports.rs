@@ -1,8 +1,8 @@
 //! The transports of a `pjsip.conf` over real sockets: a reload replaces what has changed, and nobody else notices.
 
-use crate::pjsip_files::File;
+use crate::pjsip_files::{Dice, File};
 use sip_registration::pjsip_conf::{
-    Reloaded, Rule, Running, TransportError, TransportOutcome, Transports, load,
+    Reloaded, Rule, Running, Step, TransportError, TransportOutcome, Transports, load,
 };
 use sip_registration::testkit::{RunningServer, TestServer};
 use sip_registration::{Agent, FlowError, Protocol, Registrar, Removal};
@@ -402,6 +402,124 @@ async fn transports_come_with_their_registrations_and_go_after_them() {
     program.sections.insert("c-tcp", c);
     let (said, reloaded) = program.reload().await;
     assert_eq!((said, reloaded.to_string()), (Vec::new(), String::new()));
+    program.agent.shutdown(WITHIN).await;
+    program.server.stop().await;
+}
+
+/// The port in the one Contact of each user that is bound, once that is as wanted; what it is after a while where it
+/// never is.
+async fn ports(
+    program: &Program,
+    wanted: &BTreeMap<&'static str, u16>,
+) -> BTreeMap<&'static str, u16> {
+    let pause = Duration::from_millis(200);
+    let mut found = BTreeMap::new();
+    for _ in 0..50 {
+        found.clear();
+        for name in ["alice", "bob", "carol", "dave"] {
+            let bindings = program.server.bindings(&format!("sip:{name}@example.com"));
+            for binding in bindings {
+                let port = binding.contact.split([':', ';']).nth(2);
+                let port = port.and_then(|port| port.parse().ok()).unwrap_or_default();
+                // A second one would be found by its being wrong.
+                let wrong = found.insert(name, port).is_some();
+                found.extend(wrong.then_some((name, 0)));
+            }
+        }
+        if found == *wanted {
+            break;
+        }
+        sleep(pause).await;
+    }
+    found
+}
+
+/// `SEED=n` walks another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transports_accounts_and_commands_that_change_together_end_as_the_last_of_each_says() {
+    let mut program = Program::new().await;
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let mut dice = Dice::new(seed.unwrap_or(1));
+    for transport in ["a-udp", "b-udp", "c-tcp"] {
+        program.set(transport, "allow_reload", "yes");
+    }
+    program.account("dave", "transport=d-udp");
+    program.reload().await;
+    program.registered("dave").await;
+    // Whom the operator has switched off.
+    let mut off = false;
+    let mut before = program.settled().await;
+    for round in 0..14 {
+        let there = program.sections.contains_key("d-udp");
+        let (mut changed, mut loud) = (Vec::new(), Vec::new());
+        for _ in 0..=dice.below(2) {
+            match dice.below(5) {
+                0 | 1 => {
+                    let name = ["a-udp", "b-udp", "c-tcp"][dice.index(3)];
+                    program.set(name, "bind", &format!("127.0.0.1:{}", free()));
+                    changed.push(name);
+                }
+                2 => {
+                    match there {
+                        true => drop(program.sections.remove("d-udp")),
+                        false => {
+                            let text = format!("type=transport\nbind=127.0.0.1:{}", free());
+                            program.sections.insert("d-udp", text);
+                        }
+                    }
+                    changed.push("d-udp");
+                }
+                3 => {
+                    program.set("bob", "expiration", &(600 + dice.below(900)).to_string());
+                    loud.push("bob");
+                }
+                _ => {
+                    let id = program.running.id("dave").expect("it runs");
+                    off = !off;
+                    let asked = match off {
+                        true => program.agent.unregister(id).await.map(drop),
+                        false => program.agent.refresh(id).await,
+                    };
+                    asked.expect("taken");
+                    loud.push("dave");
+                }
+            }
+        }
+        let (_, reloaded) = program.reload().await;
+        let what = format!("round {round}, {changed:?}, {loud:?}, off: {off}\n{reloaded}");
+        let own = match program.sections.contains_key("d-udp") {
+            true => "d-udp",
+            false => "a-udp",
+        };
+        // Who rode on what has changed; a section that names another transport than before registers anew.
+        for (name, transport) in [("alice", "a-udp"), ("bob", "b-udp"), ("carol", "c-tcp")] {
+            loud.extend(changed.contains(&transport).then_some(name));
+        }
+        if changed.iter().any(|name| ["a-udp", "d-udp"].contains(name)) {
+            loud.push("dave");
+        }
+        let step = reloaded.applied.plan.steps.get("dave");
+        // A changed section registers, also one that was switched off.
+        if matches!(step, Some(Step::Registers | Step::Replaces)) {
+            off = false;
+        }
+        let mut wanted = BTreeMap::from([
+            ("alice", program.port("a-udp")),
+            ("bob", program.port("b-udp")),
+            ("carol", program.port("c-tcp")),
+        ]);
+        wanted.extend((!off).then(|| ("dave", program.port(own))));
+        assert_eq!(ports(&program, &wanted).await, wanted, "{what}");
+        let after = program.settled().await;
+        let sent = more(&before, &after);
+        assert!(
+            sent.iter().all(|name| loud.contains(name)),
+            "{what}{sent:?}"
+        );
+        before = after;
+    }
     program.agent.shutdown(WITHIN).await;
     program.server.stop().await;
 }
