@@ -19,6 +19,10 @@ pub(crate) struct Group {
     stopping: Option<Instant>,
     /// What became of the bindings of those that had been left behind, since all were asked to stop
     left: Vec<Removal>,
+    /// Whether the host was told that it is registered, and nothing since that says otherwise
+    told: bool,
+    /// Whether the host was told of a removal since a command last came
+    removal_told: bool,
     /// The one that removes all bindings of the address of record
     empties: Option<RegistrationId>,
     /// Questions for credentials: as the host knows them, and whose they are
@@ -103,6 +107,8 @@ impl Group {
             retired: Vec::new(),
             stopping: None,
             left: Vec::new(),
+            told: false,
+            removal_told: false,
             empties: None,
             asked: Vec::new(),
             ops: 0,
@@ -115,6 +121,7 @@ impl Group {
             member.bound = true;
             member.reachable = lease.flow.is_some();
             member.outbound = outbound;
+            self.told = true;
         }
     }
 
@@ -228,6 +235,11 @@ impl Group {
         }
     }
 
+    /// A command that may remove bindings.
+    pub(crate) const fn commanded(&mut self) {
+        self.removal_told = false;
+    }
+
     /// Until when all of them are to have stopped, while they are to.
     pub(crate) const fn stopping(&self) -> Option<Instant> {
         self.stopping
@@ -240,9 +252,6 @@ impl Group {
 
     /// What happened to one of them: what the host is told, and whose turn it is then.
     pub(crate) fn event(&mut self, id: RegistrationId, event: Event) -> (Event, Vec<Turn>) {
-        let Some(at) = self.members.iter().position(|member| member.id == id) else {
-            return (self.retired_tells(id, event), Vec::new());
-        };
         let ends = matches!(event, Event::Unregistered(_) | Event::QueryFailed(_));
         let emptied = self.empties.take_if(|by| ends && *by == id).is_some()
             && event == Event::Unregistered(Removal::Removed);
@@ -251,8 +260,17 @@ impl Group {
                 member.bound = false;
             }
         }
+        let Some(at) = self.members.iter().position(|member| member.id == id) else {
+            let told = self.retired_tells(id, event, emptied);
+            let turns = match emptied {
+                true => self.all_gone(id),
+                false => Vec::new(),
+            };
+            return (told, turns);
+        };
         let before = self.others(at);
         let member = &mut self.members[at];
+        let was_bound = member.bound;
         let mut leads_on = false;
         let plain = match &event {
             Event::Registered(granted) | Event::Refreshed(granted) => {
@@ -260,7 +278,11 @@ impl Group {
                 member.reachable = true;
                 member.outbound = granted.outbound;
                 member.gave_up = false;
-                !before.bound
+                match event {
+                    // In a stop the others may be gone, which is told at its end.
+                    Event::Registered(_) => !self.told,
+                    _ => !before.bound,
+                }
             }
             Event::Rejected {
                 failure,
@@ -286,7 +308,7 @@ impl Group {
             Event::Expired { .. } => {
                 member.bound = false;
                 member.reachable = false;
-                !before.bound
+                was_bound && !before.bound
             }
             Event::FlowLost { .. } => {
                 member.reachable = false;
@@ -297,8 +319,9 @@ impl Group {
                     member.bound = false;
                     member.reachable = false;
                 }
-                // Told of the whole when the last one has stopped.
-                !before.bound && self.stopping.is_none()
+                // Told of the whole when the last one has stopped; of what may have been there, once.
+                let news = was_bound || emptied || !self.removal_told;
+                news && !before.bound && self.stopping.is_none()
             }
             Event::Bindings(_) | Event::QueryFailed(_) => true,
             // Each tells its own, and there may be no first one among them.
@@ -306,8 +329,11 @@ impl Group {
             _ => false,
         };
         let alone = self.members.len() == 1 && self.retired.is_empty() && self.left.is_empty();
-        let told = match plain || alone {
-            true => event,
+        // What it may have bound was told to be gone with the others.
+        let again =
+            matches!(event, Event::Unregistered(_)) && !was_bound && !emptied && self.removal_told;
+        let told = match plain || alone && !again {
+            true => self.tells(event),
             false => of_flow(at + 1, event),
         };
         let turns = match emptied {
@@ -317,8 +343,22 @@ impl Group {
         (told, turns)
     }
 
+    /// The event is of the whole.
+    fn tells(&mut self, event: Event) -> Event {
+        match &event {
+            Event::Registered(_) | Event::Refreshed(_) => self.told = true,
+            Event::Expired { .. } => self.told = false,
+            Event::Rejected { lease_left, .. } | Event::GaveUp { lease_left, .. } => {
+                self.told = lease_left.is_some();
+            }
+            Event::Unregistered(_) => (self.told, self.removal_told) = (false, true),
+            _ => {}
+        }
+        event
+    }
+
     /// What happened to a flow that has no place any more: while its binding is the last one, that is of the whole.
-    fn retired_tells(&mut self, id: RegistrationId, event: Event) -> Event {
+    fn retired_tells(&mut self, id: RegistrationId, event: Event, emptied: bool) -> Event {
         let others = self.members.iter().any(|member| member.bound)
             || self.retired.iter().any(|one| one.id != id && one.bound);
         let Some(retired) = self.retired.iter_mut().find(|retired| retired.id == id) else {
@@ -335,9 +375,11 @@ impl Group {
         };
         let turned = was != retired.bound;
         let ends = matches!(event, Event::Unregistered(_)) && self.stopping.is_some();
-        match turned && !others && !ends {
-            true => event,
-            false => of_flow(retired.at + 1, event),
+        let at = retired.at;
+        let news = !matches!(event, Event::Registered(_)) || !self.told;
+        match (turned || emptied) && !others && !ends && news {
+            true => self.tells(event),
+            false => of_flow(at + 1, event),
         }
     }
 
@@ -386,7 +428,13 @@ impl Group {
         let all: Vec<_> = removals?.into_iter().chain(self.left.drain(..)).collect();
         let several = all.len() > 1;
         let worst = all.into_iter().max_by_key(weight)?;
+        // Another command may have removed it on the way, whose end was not told of the whole.
+        let worst = match worst {
+            Removal::NeverBound if self.told => Removal::Removed,
+            worst => worst,
+        };
         self.stopping = None;
+        self.told = false;
         Some((worst, several))
     }
 

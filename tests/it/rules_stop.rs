@@ -182,6 +182,48 @@ fn a_second_stop_has_the_time_of_the_shorter_one_and_keeps_what_was_removed() {
     assert_eq!(sim.removals(), [Removal::Removed]);
 }
 
+#[test]
+fn a_flow_that_has_stopped_is_not_begun_anew_by_a_configuration_while_the_others_stop() {
+    for forget in [false, true] {
+        let (mut sim, open) = stopping(forget, true);
+        // Each flow alone would register for it.
+        reconfigure(&mut sim, two("udp").user_agent("another"));
+        assert!(sim.is_silent());
+        sim.reply(&open[0], Reply::status(200));
+        assert!(sim.is_silent());
+        ends_once(&mut sim, &Removal::Removed, "no flow begins");
+        assert_eq!(sim.deadline(), None);
+        if !forget {
+            sim.input(Input::Refresh);
+            let register = sim.sent();
+            assert_eq!(register.header("User-Agent").as_deref(), Some("another"));
+        }
+    }
+}
+
+#[test]
+fn a_longer_stop_gives_no_more_time_to_one_that_waits_for_a_register() {
+    let mut sim = sim(account().outbound_proxy("sip:edge1.example.com;lr;transport=udp"));
+    sim.input(Input::Stop(secs(8)));
+    sim.advance(secs(1));
+    sim.input(Input::Stop(secs(30)));
+    sim.advance(secs(7));
+    assert_eq!(sim.removals(), [Removal::Unanswered]);
+}
+
+#[test]
+fn what_another_command_removes_during_a_stop_is_told_at_its_end() {
+    let mut sim = bound(two("udp"));
+    sim.input(Input::RemoveAll);
+    let star = sim.sent();
+    sim.input(Input::Stop(WITHIN));
+    let unregister = sim.sent();
+    sim.reply(&unregister, Reply::status(200));
+    sim.reply(&star, Reply::status(200));
+    ends_once(&mut sim, &Removal::Removed, "Contact: *");
+    assert_eq!(sim.deadline(), None);
+}
+
 // ---- pauses
 
 #[test]

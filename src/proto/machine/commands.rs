@@ -54,7 +54,13 @@ impl Machine {
         let seldom = self.seldom.change();
         match &then {
             Then::Stop { by } => {
-                let by = *by;
+                // Whoever asked for an earlier stop waits no longer than that one may take.
+                let earlier = seldom.then.iter().filter_map(|then| match then {
+                    Then::Stop { by } => Some(*by),
+                    _ => None,
+                });
+                let by = earlier.chain([*by]).min().unwrap_or(*by);
+                let then = Then::Stop { by };
                 // Of what waits only the configuration is left: the entry stays after a plain stop, and has it then.
                 let configured = |then| match then {
                     Then::Reconfigure(to) | Then::Replace(to) => Some(Then::Reconfigure(to)),

@@ -137,6 +137,9 @@ impl Pool {
             // Nobody's turn: whose it is now starts, which is what is asked for.
             return self.take_turns(cx, id);
         }
+        if removes(&input) {
+            group.commanded();
+        }
         let on: Vec<_> = group.on().collect();
         match input {
             Input::Refresh => {
@@ -179,6 +182,10 @@ impl Pool {
             }
             Input::Stop(within) => {
                 group.stop(cx.now + within.min(LONGEST));
+                let left = group
+                    .stopping()
+                    .map(|by| by.saturating_duration_since(cx.now));
+                let within = left.unwrap_or(within);
                 let all: Vec<_> = group.ids().chain(group.retired()).collect();
                 for id in all {
                     self.feed(cx, id, Input::Stop(within));
@@ -222,7 +229,9 @@ impl Pool {
             .ids()
             .zip([to].into_iter().chain(further.clone()))
             .collect();
-        let is_on: Vec<_> = members.iter().map(|(id, _)| group.is_on(*id)).collect();
+        // One that has stopped while others have not is not to begin anew.
+        let goes_on = |id| group.is_on(id) && group.stopping().is_none();
+        let is_on: Vec<_> = members.iter().map(|(id, _)| goes_on(*id)).collect();
         for ((flow, registration), on) in members.iter().zip(is_on) {
             match on {
                 true => self.feed(cx, *flow, Input::Reconfigure(Arc::clone(registration))),
@@ -482,5 +491,20 @@ const fn asks_for_more(input: &Input<'_>) -> bool {
     matches!(
         input,
         Input::Query | Input::Reconcile | Input::RemoveAll | Input::Pause { .. } | Input::Resume
+    )
+}
+
+/// Whether bindings may be removed by it.
+const fn removes(input: &Input<'_>) -> bool {
+    matches!(
+        input,
+        Input::Reregister
+            | Input::RemoveAll
+            | Input::Stop(_)
+            | Input::Reconfigure(_)
+            | Input::Pause {
+                unregister: true,
+                ..
+            }
     )
 }

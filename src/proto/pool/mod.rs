@@ -24,7 +24,7 @@ use crate::proto::locate::{Health, Names, TargetOutcome};
 use crate::proto::machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
 use crate::proto::mapping::Seen;
 use crate::proto::{
-    Activity, Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target, WayOut,
+    Entropy, Event, FlowError, FlowInfo, Protocol, Removal, Status, Target, WayOut,
 };
 use crate::{
     Answer, Change, CredentialsQuery, InboundMessage, Match, Query, Received, Registration,
@@ -815,14 +815,8 @@ impl Pool {
     /// Whether any registration is doing something now.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.ids().any(|id| {
-            self.status(id).is_some_and(|status| {
-                matches!(
-                    status.activity,
-                    Activity::Registering | Activity::Unregistering | Activity::Querying
-                )
-            })
-        })
+        let mut entries = self.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        entries.any(|entry| entry.machine.is_busy())
     }
 }
 
