@@ -602,10 +602,15 @@ impl Core {
 
     pub(super) fn open(&mut self, id: FlowId, named: Option<Arc<str>>, target: Target) {
         let protocol = target.protocol();
-        let found = self.transports.iter().find(|carrier| match &named {
+        let may = |carrier: &&Carrier| match &named {
             Some(named) => carrier.name == *named,
             None => !carrier.leaving && carrier.transport.protocols().contains(&protocol),
-        });
+        };
+        let mut able = self.transports.iter().filter(may);
+        let first = able.clone().next();
+        let found = able
+            .find(|carrier| carrier.transport.suits(&target))
+            .or(first);
         let error = match (found, &named) {
             (Some(carrier), _) if carrier.transport.protocols().contains(&protocol) => None,
             (None, Some(named)) => Some(FlowError::UnknownTransport(Arc::clone(named))),

@@ -21,6 +21,7 @@ pub struct TransportConfig {
     protocol: Protocol,
     bind: SocketAddr,
     listen: bool,
+    ipv6_only: bool,
     interface: Option<Arc<str>>,
     tos: Option<u8>,
     cos: Option<u8>,
@@ -44,6 +45,7 @@ impl TransportConfig {
             protocol,
             bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
             listen: false,
+            ipv6_only: false,
             interface: None,
             tos: None,
             cos: None,
@@ -77,6 +79,15 @@ impl TransportConfig {
     #[must_use]
     pub const fn with_listen(mut self, listen: bool) -> Self {
         self.listen = listen;
+        self
+    }
+
+    /// Sets whether a socket bound to `::` is for IPv6 alone (IPV6_V6ONLY), so that another transport can have the same port
+    /// for IPv4; default `false`: what the system does, which is to take both on most. pjsip.conf has no such option, its
+    /// transports are all so.
+    #[must_use]
+    pub const fn with_ipv6_only(mut self, ipv6_only: bool) -> Self {
+        self.ipv6_only = ipv6_only;
         self
     }
 
@@ -181,6 +192,12 @@ impl TransportConfig {
     #[must_use]
     pub const fn bind(&self) -> SocketAddr {
         self.bind
+    }
+
+    /// Whether a socket bound to `::` is for IPv6 alone.
+    #[must_use]
+    pub const fn ipv6_only(&self) -> bool {
+        self.ipv6_only
     }
 
     /// Whether a stream transport accepts connections.

@@ -392,7 +392,9 @@ pub(super) fn transport(reader: &mut Reader<'_>) -> Option<TransportSection> {
     let mut config = named
         .ok()?
         .with_bind(bind)
-        .with_listen(carried.is_reliable());
+        .with_listen(carried.is_reliable())
+        // As in Asterisk, `::` leaves IPv4 to another transport on the same port.
+        .with_ipv6_only(bind.is_ipv6());
     if let Some(at) = external {
         match config.clone().with_external_signaling_address(&at.value) {
             Ok(with) => config = with,

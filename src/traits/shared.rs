@@ -13,6 +13,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
         (**self).protocols()
     }
 
+    fn suits(&self, to: &Target) -> bool {
+        (**self).suits(to)
+    }
+
     async fn start(&self, inbound: Inbound) -> Result<(), FlowError> {
         (**self).start(inbound).await
     }

@@ -12,8 +12,15 @@ use std::sync::Arc;
 /// [`Inbound`].
 #[async_trait]
 pub trait Transport: Send + Sync + Debug {
-    /// The protocols it speaks; the agent picks the first transport that speaks a target's protocol.
+    /// The protocols it speaks; where a registration names no transport, the agent picks the first that speaks the target's
+    /// protocol and [suits](Self::suits) it, or else the first that speaks it.
     fn protocols(&self) -> &[Protocol];
+
+    /// Whether it is bound for targets of this address family; default `true`. It may be asked to reach others too.
+    fn suits(&self, to: &Target) -> bool {
+        let _ = to;
+        true
+    }
 
     /// Called once, before the first [`open`](Self::open): starts listeners and keeps `inbound` for what arrives.
     ///

@@ -143,6 +143,9 @@ fn configure(
     if let Some(name) = config.interface() {
         bind_device(socket, name).map_err(refused("interface", name))?;
     }
+    if config.ipv6_only() && family_of.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     configure_open(config, socket, family_of)
 }
 

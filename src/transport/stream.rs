@@ -59,16 +59,18 @@ pub(super) fn addresses(
     Ok(flow_info(
         config,
         local,
-        reached_at(local, listener),
+        reached_at(local, listener, config.ipv6_only()),
         remote,
     ))
 }
 
 /// Where a peer reaches us: the listener's port if it takes connections to this address, else the flow's own.
-fn reached_at(local: SocketAddr, listener: Option<SocketAddr>) -> SocketAddr {
+fn reached_at(local: SocketAddr, listener: Option<SocketAddr>, ipv6_only: bool) -> SocketAddr {
     let serves = |listener: SocketAddr| match listener.ip() {
         // On `::` most systems take IPv4 connections too.
-        ip if ip.is_unspecified() => ip.is_ipv6() || local.is_ipv4(),
+        ip if ip.is_unspecified() => {
+            ip.is_ipv6() == local.is_ipv6() || (ip.is_ipv6() && !ipv6_only)
+        }
         ip => ip == local.ip(),
     };
     let port = listener

@@ -67,6 +67,10 @@ impl Transport for TcpTransport {
         &[Protocol::Tcp]
     }
 
+    fn suits(&self, to: &Target) -> bool {
+        self.config.bind().is_ipv4() == to.address().is_ipv4()
+    }
+
     async fn start(&self, inbound: Inbound) -> Result<(), FlowError> {
         if self.started.get().is_some() {
             return Err(started_twice());

@@ -157,6 +157,10 @@ impl Transport for UdpTransport {
         &[Protocol::Udp]
     }
 
+    fn suits(&self, to: &Target) -> bool {
+        self.config.bind().is_ipv4() == to.address().is_ipv4()
+    }
+
     async fn start(&self, inbound: Inbound) -> Result<(), FlowError> {
         self.inbound
             .set(inbound.clone())

@@ -523,3 +523,73 @@ async fn transports_accounts_and_commands_that_change_together_end_as_the_last_o
     program.agent.shutdown(WITHIN).await;
     program.server.stop().await;
 }
+
+/// The usual file of a host with both families: a transport for each, on one port. A registration that names none uses the
+/// one of its registrar's family.
+#[tokio::test]
+async fn transports_of_both_families_have_one_port_and_each_serves_its_own() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return; // a machine without IPv6
+    }
+    for swapped in [false, true] {
+        let mut servers = Vec::new();
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let server = ["udp0", "udp1", "tcp0", "tcp1"]
+                .into_iter()
+                .fold(TestServer::new(), |server, user| {
+                    server.user(user, "s3cr3t")
+                })
+                .serve(at)
+                .await;
+            servers.push(server.expect("a server"));
+        }
+        let port = free();
+        let (v4, v6) = (format!("0.0.0.0:{port}"), format!("[::]:{port}"));
+        let (first, second) = if swapped { (&v6, &v4) } else { (&v4, &v6) };
+        let mut text = String::new();
+        for protocol in ["udp", "tcp"] {
+            for (nth, bind) in [first, second].into_iter().enumerate() {
+                text += &format!(
+                    "[{protocol}{nth}]\ntype=transport\nprotocol={protocol}\nbind={bind}\n"
+                );
+            }
+            for (nth, server) in servers.iter().enumerate() {
+                let address = server.addr();
+                text += &format!(
+                    "[{protocol}-at-{nth}]\ntype=registration\nserver_uri=sip:{address}\\;transport={protocol}\n\
+                     client_uri=sip:{protocol}{nth}@example.com\nmax_random_initial_delay=0\noutbound_auth={protocol}{nth}\n\
+                     [{protocol}{nth}]\ntype=auth\nusername={protocol}{nth}\npassword=s3cr3t\n"
+                );
+            }
+        }
+        let files = File(text);
+        let loaded = load(&files, "pjsip.conf");
+        assert!(!loaded.has_errors(), "{loaded}");
+        let (mut transports, mut running) = (Transports::new(), Running::new());
+        let started = transports.start(Agent::builder(), &loaded, &files).await;
+        let (agent, outcomes) = started.expect("an agent");
+        let added = |outcome: &TransportOutcome| *outcome == TransportOutcome::Added;
+        assert!(outcomes.values().all(added), "{outcomes:?}");
+        running.apply(&agent, loaded, WITHIN).await.expect("taken");
+        for protocol in ["udp", "tcp"] {
+            for (nth, server) in servers.iter().enumerate() {
+                let aor = format!("sip:{protocol}{nth}@example.com");
+                let bound = async {
+                    loop {
+                        if let [binding] = &server.bindings(&aor)[..] {
+                            break binding.contact.clone();
+                        }
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                };
+                let contact = timeout(PATIENCE, bound).await.expect("it registers");
+                let host = ["127.0.0.1", "[::1]"][nth];
+                assert!(contact.contains(&format!("@{host}:{port}")), "{contact}");
+            }
+        }
+        agent.shutdown(WITHIN).await;
+        for server in servers {
+            server.stop().await;
+        }
+    }
+}
