@@ -1,7 +1,7 @@
 //! Messages that are not ours: who is told of them, and who answers.
 
 use super::actor::Core;
-use crate::{FlowId, InboundMessage, ParseError, Protocol, Request, Response, Target};
+use crate::{FlowId, InboundMessage, MAX_BODY, ParseError, Protocol, Request, Response, Target};
 use bytes::Bytes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -28,6 +28,13 @@ pub enum AnswerError {
 
 /// How long a transport may take to make the way back for an answer
 const WAY_BACK: Duration = Duration::from_secs(1);
+
+/// Whether it came without its body, as of a [`Framer`](crate::Framer) that read over it.
+fn is_too_long(message: &InboundMessage) -> bool {
+    let request = Request::parse(message.message.clone()).ok();
+    let length = request.and_then(|request| request.content_length());
+    length.is_some_and(|length| length > MAX_BODY)
+}
 
 /// Whether the answer may go out; what it says is the host's own.
 pub(super) fn check(request: &InboundMessage, answer: &Bytes) -> Result<(), AnswerError> {
@@ -63,6 +70,7 @@ impl Core {
         let code = match message.request() {
             Ok(request) if request.method() == "OPTIONS" => 200,
             Ok(_) => 480,
+            Err(_) if is_too_long(&message) => 413,
             Err(_) => 400,
         };
         self.answer_by(&message, code);

@@ -5,8 +5,9 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// Cuts what a TCP or TLS connection delivers into messages, RFC 3261 §18.3
 ///
-/// Content-Length says where a message ends; without one it has no body. After an error the stream has lost its
-/// frame: every further call returns the same error, and the connection is to be closed.
+/// Content-Length says where a message ends; without one it has no body. A body longer than [`MAX_BODY`] is read over, and
+/// its message comes without it: a connection, and all that is registered by it, does not end by what one caller sends. After
+/// an error the stream has lost its frame: every further call returns the same error, and the connection is to be closed.
 #[derive(Debug, Default)]
 pub struct Framer {
     buffer: BytesMut,
@@ -16,6 +17,8 @@ pub struct Framer {
     line: usize,
     /// The length of the message, once its header section is complete.
     length: Option<usize>,
+    /// So much of a body that is too long is still to come.
+    skip: usize,
     failed: Option<FrameError>,
 }
 
@@ -43,8 +46,8 @@ pub enum FrameError {
     /// The header section is longer than [`MAX_HEAD`].
     #[error("a header section on the stream is longer than {MAX_HEAD} bytes")]
     HeadTooLong,
-    /// The body is longer than [`MAX_BODY`].
-    #[error("a message on the stream has a Content-Length of {length}, more than {MAX_BODY}")]
+    /// The body is longer than 16 MiB, which is more than anybody reads over.
+    #[error("a message on the stream has a Content-Length of {length}, more than {MAX_SKIPPED}")]
     BodyTooLong {
         /// The Content-Length.
         length: u32,
@@ -60,8 +63,11 @@ pub enum FrameError {
 /// The longest start line and header section: what a UDP datagram could hold.
 pub const MAX_HEAD: usize = 64 * 1024;
 
-/// The longest body: what a UDP datagram could hold.
+/// The longest body that a message comes with: what a UDP datagram could hold.
 pub const MAX_BODY: usize = 64 * 1024;
+
+/// The longest body that is read over
+const MAX_SKIPPED: usize = 16 * 1024 * 1024;
 
 impl Framer {
     /// A framer at the begin of a stream.
@@ -94,6 +100,11 @@ impl Framer {
     }
 
     fn advance(&mut self) -> Result<Option<Frame>, FrameError> {
+        if self.skip > 0 {
+            let here = self.skip.min(self.buffer.len());
+            self.buffer.advance(here);
+            self.skip -= here;
+        }
         if self.scanned == 0 {
             let (length, frame) = match *self.buffer {
                 [b'\r', b'\n', b'\r', b'\n', ..] => (4, Frame::Ping),
@@ -143,7 +154,12 @@ impl Framer {
             (self.scanned, self.line) = (end + 1, end + 1);
             if empty {
                 let head = self.buffer.get(..self.scanned).unwrap_or_default();
-                return Ok(Some(self.scanned + content_length(head)?));
+                let body = content_length(head)?;
+                if body > MAX_BODY {
+                    self.skip = body;
+                    return Ok(Some(self.scanned));
+                }
+                return Ok(Some(self.scanned + body));
             }
         }
         self.scanned = self.buffer.len();
@@ -166,7 +182,7 @@ fn content_length(head: &[u8]) -> Result<usize, FrameError> {
         let value: String = values.join(", ").chars().take(64).collect();
         return Err(FrameError::ContentLength { value });
     };
-    if length > MAX_BODY {
+    if length > MAX_SKIPPED {
         return Err(FrameError::BodyTooLong {
             length: u32::try_from(length).unwrap_or(u32::MAX),
         });
@@ -310,8 +326,8 @@ mod tests {
             Err(FrameError::HeadTooLong)
         );
         assert_eq!(
-            frames(b"SIP/2.0 200 OK\r\nl: 65537\r\n\r\n", 99),
-            Err(FrameError::BodyTooLong { length: 65537 })
+            frames(b"SIP/2.0 200 OK\r\nl: 16777217\r\n\r\n", 99),
+            Err(FrameError::BodyTooLong { length: 16777217 })
         );
         let largest = format!(
             "SIP/2.0 200 OK\r\nl: {MAX_BODY}\r\n\r\n{}",
@@ -321,6 +337,29 @@ mod tests {
             frames(largest.as_bytes(), 4096).unwrap(),
             [message(&largest)]
         );
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_is_read_over() {
+        let long = format!("SIP/2.0 200 OK\r\nl: {}\r\n\r\n", MAX_BODY + 1);
+        let body = "\r\n".repeat(MAX_BODY / 2) + "x";
+        let stream = [&*long, &*body, PLAIN, &*long, &*body, "\r\n\r\n", BODY].concat();
+        for size in [1, 7, 1000, MAX_BODY + 1, stream.len()] {
+            let expected = [
+                message(&long),
+                message(PLAIN),
+                message(&long),
+                Frame::Ping,
+                message(BODY),
+            ];
+            let cut = frames(stream.as_bytes(), size).unwrap();
+            // A ping in pieces is two pongs.
+            match size {
+                1 => assert_eq!(cut[..3], expected[..3]),
+                _ => assert_eq!(cut.len(), if cut.contains(&Frame::Ping) { 5 } else { 6 }),
+            }
+            assert_eq!(cut.last(), expected.last(), "{size}");
+        }
     }
 
     #[test]

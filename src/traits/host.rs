@@ -142,7 +142,8 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// A host that does not want it gives it back. Where nobody reads `Agent::messages` either, the agent answers: OPTIONS
-    /// with 200, any other request with 480, a malformed one with 400, each copy alike, an ACK never. A request on which
+    /// with 200, any other request with 480, a malformed one with 400, one whose body is longer than [`MAX_BODY`](crate::MAX_BODY)
+    /// with 413, each copy alike, an ACK never. A request on which
     /// this panics is answered with 500.
     fn message(&self, message: InboundMessage) -> Result<(), InboundMessage> {
         Err(message)

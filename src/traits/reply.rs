@@ -132,6 +132,7 @@ const fn reason(code: u16) -> &'static str {
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        413 => "Request Entity Too Large",
         415 => "Unsupported Media Type",
         420 => "Bad Extension",
         480 => "Temporarily Unavailable",

@@ -3,8 +3,11 @@
 use assert_matches::assert_matches;
 use sip_registration::testkit::{MockTransport, SentRequest, Wire};
 use sip_registration::*;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 /// A registered phone, with what it registered by
@@ -292,4 +295,70 @@ async fn what_a_slow_reader_missed_nobody_answers_and_without_readers_the_agent_
         (answer.code(), answer.call_id().as_deref()),
         (480, Some("last"))
     );
+}
+
+/// The next message on a connection.
+async fn next_on(stream: &mut TcpStream, framer: &mut Framer) -> Message {
+    loop {
+        if let Some(Frame::Message(message)) = framer.next().expect("SIP") {
+            return Message::parse(message).expect("a message");
+        }
+        let mut buffer = [0; 4096];
+        let read = timeout(Duration::from_secs(10), stream.read(&mut buffer)).await;
+        let length = read.expect("in time").expect("it lives");
+        assert_ne!(length, 0, "the connection was closed");
+        framer.push(&buffer[..length]);
+    }
+}
+
+/// A registrar that grants on the connection that it is given.
+async fn granted_on(stream: &mut TcpStream, framer: &mut Framer) {
+    let Message::Request(register) = next_on(stream, framer).await else {
+        panic!("no request");
+    };
+    let mut grant = "SIP/2.0 200 OK\r\n".to_owned();
+    for name in ["Via", "From", "To", "Call-ID", "CSeq", "Contact", "Expires"] {
+        let value = register.header(name).expect(name);
+        grant.push_str(&format!("{name}: {value}\r\n"));
+    }
+    grant.push_str("Content-Length: 0\r\n\r\n");
+    stream.write_all(grant.as_bytes()).await.expect("sent");
+}
+
+#[tokio::test]
+async fn a_body_of_3_mb_costs_no_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address: SocketAddr = listener.local_addr().expect("its address");
+    let agent = Agent::builder().system_transports().build().await;
+    let agent = agent.expect("an agent");
+    let account = Registration::builder(
+        format!("sip:{address};transport=tcp"),
+        "sip:alice@example.com",
+    )
+    .max_random_initial_delay(Duration::ZERO)
+    .build()
+    .expect("a good configuration");
+    let handle = agent.add(account).await.expect("added");
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut framer = Framer::new();
+    granted_on(&mut stream, &mut framer).await;
+    handle.registered().await.expect("registered");
+
+    for name in ["a", "b"] {
+        let head = written("MESSAGE", name);
+        let head = head.replace("Content-Length: 0", "Content-Length: 3000000");
+        let sent = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&vec![b'x'; 3_000_000]).await
+        };
+        sent.await.expect("read over");
+        let Message::Response(answer) = next_on(&mut stream, &mut framer).await else {
+            panic!("no answer");
+        };
+        let call_id = answer.call_id();
+        assert_eq!((answer.code(), call_id.as_deref()), (413, Some(name)));
+    }
+    handle.refresh().await.expect("it is there");
+    granted_on(&mut stream, &mut framer).await;
+    assert!(handle.status().await.expect("there").is_reachable());
 }
