@@ -7,9 +7,11 @@
 //! ```
 //!
 //! The key `k` lets the registrar fall silent, and speak again: how few requests a dead one gets, who expires when, and
-//! how all come back. `u` un-registers all, and registers them again. `q` and Ctrl-C un-register all, and end with a
-//! report; the exit code is 0 where no binding is left behind.
+//! how all come back. `u` un-registers all, and registers them again. `q`, Ctrl-C and SIGTERM un-register all, and end
+//! with a report, the second of them at once; the exit code is 0 where no binding is left behind.
 
+#[path = "account/end.rs"]
+mod end;
 mod trunks {
     pub(crate) mod list;
     pub(crate) mod screen;
@@ -17,6 +19,7 @@ mod trunks {
     pub(crate) mod tally;
 }
 
+use end::End;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, KeyCode, KeyEventKind, KeyModifiers};
 use sip_registration::testkit::{RunningServer, TestServer};
@@ -43,6 +46,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 async fn main() -> ExitCode {
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
+        Err(problem) if problem == "unknown argument \"--help\"" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
         Err(problem) => {
             eprintln!("{problem}\n{USAGE}");
             return ExitCode::from(2);
@@ -347,12 +354,20 @@ impl Display {
         }
     }
 
-    /// What is pressed. Ctrl-C is a key where the terminal is raw, and a signal where it is not.
+    /// What is pressed. Ctrl-C is a key where the terminal is raw, and a signal where it is not; SIGTERM is one
+    /// always, and must not leave the terminal raw.
     fn keys(&self) -> UnboundedReceiver<Key> {
         let (sender, keys) = mpsc::unbounded_channel();
         let signals = sender.clone();
         tokio::spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() && signals.send(Key::Quit).is_ok() {}
+            // Where there are none, the keys do it.
+            let Ok(mut end) = End::new() else { return };
+            loop {
+                end.comes().await;
+                if signals.send(Key::Quit).is_err() {
+                    break;
+                }
+            }
         });
         if let Self::Screen(_) = self {
             std::thread::spawn(move || {

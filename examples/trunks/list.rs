@@ -95,9 +95,10 @@ impl Trouble {
             Some("403") => Ok(Self::Forbidden),
             Some("password") => Ok(Self::WrongPassword),
             Some("silence") => Ok(Self::NoAnswer),
-            other => Err(format!(
+            Some(other) => Err(format!(
                 "--fault {other:?} is none of 503, 403, password, silence"
             )),
+            None => Err("--fault needs a value".to_owned()),
         }
     }
 
