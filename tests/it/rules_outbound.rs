@@ -691,6 +691,36 @@ fn temporary_gruus_are_replaced_and_the_routes_are_those_of_the_last_grant() {
 }
 
 #[test]
+fn a_route_ends_with_the_lease_and_is_not_there_again_by_the_next() {
+    let account = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+        .max_random_initial_delay(secs(0))
+        .build()
+        .expect("a good configuration");
+    let mut sim = Sim::new(account);
+    let id = sim.id();
+    let first = sim.sent();
+    let reply = Reply::granted(600)
+        .header("Service-Route", "<sip:home.example.com;lr>")
+        .header("P-Associated-URI", "<sip:alice@example.com>");
+    sim.reply(&first, reply);
+    assert_eq!(sim.pool().ways_out(id)[0].route.len(), 1);
+    sim.advance_to(secs(599));
+    assert_eq!(sim.pool().ways_out(id)[0].route.len(), 1);
+    sim.advance_to(secs(601));
+    assert!(!sim.status().is_registered());
+    assert_eq!(sim.pool().ways_out(id), []);
+    // What comes then says nothing of routes, and nothing of the old ones is left.
+    sim.advance_to(secs(900));
+    sim.all_sent();
+    sim.input(Input::Refresh);
+    sim.advance(secs(1));
+    let again = sim.all_sent().pop().expect("a REGISTER");
+    sim.reply(&again, Reply::granted(600));
+    let ways = sim.pool().ways_out(id);
+    assert_eq!((ways[0].route.len(), ways[0].associated_uris.len()), (0, 0));
+}
+
+#[test]
 fn a_reconciliation_removes_what_an_earlier_run_left_and_nothing_else() {
     let mut sim = bound(two("udp").outbound_auth(Credentials::password("alice", "secret")));
     let listing = |left: bool| {

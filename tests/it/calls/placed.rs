@@ -223,7 +223,8 @@ impl Host {
             };
             assert_eq!(request.method(), method, "{message:?}");
             let response = message.response(200).expect("a response");
-            self.agent.answer(&message, response.build());
+            let answered = self.agent.answer(&message, response.build());
+            answered.expect("sent");
             return message;
         }
     }
