@@ -349,7 +349,9 @@ impl Group {
             Event::Registered(_) | Event::Refreshed(_) => self.told = true,
             Event::Expired { .. } => self.told = false,
             Event::Rejected { lease_left, .. } | Event::GaveUp { lease_left, .. } => {
-                self.told = lease_left.is_some();
+                // Those that have given up before may be bound still.
+                let bound = self.bound().next().is_some();
+                self.told = lease_left.is_some() || bound;
             }
             Event::Unregistered(_) => (self.told, self.removal_told) = (false, true),
             _ => {}

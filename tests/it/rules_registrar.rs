@@ -5,9 +5,10 @@ mod registrar;
 mod watch;
 
 use registrar::{Registrar, edge};
-use sip_registration::testkit::{SentRequest, Sim};
+use sip_registration::testkit::{Reply, SentRequest, Sim};
 use sip_registration::*;
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use watch::{Stops, Story, Wire};
@@ -30,18 +31,42 @@ struct Kind {
     /// Whether edges die, answers are lost, and the flows fail
     faults: bool,
     fallback: bool,
+    /// Whether Contact, instance and credentials change, on either side, edges answer 430, and ceilings come and go
+    changes: bool,
 }
 
-fn account(kind: Kind, flows: u8, agent: &str) -> Registration {
+/// What a configuration may say otherwise
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    contact_user: &'static str,
+    urn: &'static str,
+    /// Whose credentials it has
+    name: &'static str,
+}
+
+const SHAPE: Shape = Shape {
+    contact_user: "alice",
+    urn: URN,
+    name: "alice",
+};
+
+/// Those that a life changes between
+const OTHER: Shape = Shape {
+    contact_user: "a.smith",
+    urn: "urn:uuid:00000000-0000-1000-8000-000a95a0e129",
+    name: "mallory",
+};
+
+fn account(kind: Kind, flows: u8, agent: &str, shape: Shape) -> Registration {
     let transport = if kind.tcp { "tcp" } else { "udp" };
     let mut policy = Policy::persistent();
     policy.retry.jitter = 0.0;
     let mut builder = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
-        .contact_user("alice")
-        .instance(InstanceId::parse(URN).expect("a urn"))
+        .contact_user(shape.contact_user)
+        .instance(InstanceId::parse(shape.urn).expect("a urn"))
         .outbound(true)
         .outbound_proxy(format!("sip:192.0.2.11;lr;transport={transport}"))
-        .outbound_auth(Credentials::password("alice", "secret"))
+        .outbound_auth(Credentials::password(shape.name, "secret"))
         .max_random_initial_delay(Duration::ZERO)
         .user_agent(agent)
         .policy(policy);
@@ -61,6 +86,7 @@ struct World {
     sim: Sim,
     registrar: Registrar,
     kind: Kind,
+    shape: Shape,
     random: Entropy,
     dead: HashSet<u8>,
     open: Vec<SentRequest>,
@@ -93,11 +119,12 @@ impl World {
         };
         registrar.foreign();
         let flows = 1 + random.below(4) as u8;
-        sim.add(account(kind, flows, "a"));
+        sim.add(account(kind, flows, "a", SHAPE));
         Self {
             sim,
             registrar,
             kind,
+            shape: SHAPE,
             random,
             dead: HashSet::new(),
             open: Vec::new(),
@@ -135,7 +162,7 @@ impl World {
             let sent = self.wire.sent(self.sim.elapsed(), &request);
             let again = *sent.as_ref().unwrap_or(&false);
             let line = format!(
-                "> edge {} flow {:?} {:?} {:?} contact {:?} expires {:?}{}",
+                "> edge {} flow {:?} {:?} {:?} contact {:?} expires {:?}{}{}",
                 edge(&request),
                 request.flow(),
                 request.cseq().map(|(n, _)| n),
@@ -144,6 +171,10 @@ impl World {
                     .map(|id| id[..6.min(id.len())].to_owned()),
                 request.headers("Contact").collect::<Vec<_>>(),
                 request.header("Expires"),
+                request
+                    .text_of("Authorization")
+                    .get(..24)
+                    .unwrap_or_default(),
                 if again { " again" } else { "" },
             );
             self.say(line);
@@ -195,7 +226,11 @@ impl World {
         if self.dead.contains(&edge) {
             return;
         }
-        let reply = self.registrar.serve(self.sim.elapsed(), &request);
+        let reply = match self.kind.changes && self.losing && self.random.below(30) == 0 {
+            // The edge has no flow to this device any more (RFC 5626 §5.3.1).
+            true => Reply::status(430),
+            false => self.registrar.serve(self.sim.elapsed(), &request),
+        };
         if self.losing && self.random.below(12) == 0 {
             return self.say("the answer is lost".to_owned());
         }
@@ -223,6 +258,10 @@ impl World {
     }
 
     fn step(&mut self) {
+        if self.kind.changes && self.random.below(6) == 0 {
+            self.change();
+            return self.look();
+        }
         let id = self.sim.id();
         let step = self.random.below(34);
         if step < 17 {
@@ -259,10 +298,7 @@ impl World {
             9 | 10 => {
                 let flows = 1 + self.random.below(4) as u8;
                 let agent = if self.random.below(2) == 0 { "a" } else { "b" };
-                self.say(format!("reconfigure to {flows} {agent}"));
-                self.told.removes();
-                let to = Arc::new(account(self.kind, flows, agent));
-                self.sim.with(|pool, cx| pool.reconfigure(cx, id, to));
+                self.reconfigure(flows, agent);
             }
             11 => {
                 self.say("network changed".to_owned());
@@ -332,6 +368,41 @@ impl World {
         self.look();
     }
 
+    /// What only some lives know.
+    fn change(&mut self) {
+        self.touched = self.sim.elapsed();
+        let other = self.random.below(2) == 0;
+        let of = if other { OTHER } else { SHAPE };
+        match self.random.below(6) {
+            0 => {
+                self.say(format!("the registrar knows {}", of.name));
+                self.registrar.knows = of.name;
+                return;
+            }
+            1 => return self.command(Input::RetryCredentials),
+            2 => self.shape.contact_user = of.contact_user,
+            // Over UDP the flows of the old instance and of the new have one URI, and the listed ones are taken for ours (D8).
+            3 if self.kind.tcp => self.shape.urn = of.urn,
+            3 => {}
+            4 => self.shape.name = of.name,
+            _ => {
+                let most = NonZeroU32::new(self.random.below(3) as u32);
+                self.say(format!("at most {most:?} a second"));
+                return self.sim.with(|pool, _| pool.set_registers_a_second(most));
+            }
+        }
+        let flows = 1 + self.random.below(4) as u8;
+        self.reconfigure(flows, "a");
+    }
+
+    fn reconfigure(&mut self, flows: u8, agent: &str) {
+        self.say(format!("reconfigure to {flows} {agent} {:?}", self.shape));
+        self.told.removes();
+        let id = self.sim.id();
+        let to = Arc::new(account(self.kind, flows, agent, self.shape));
+        self.sim.with(|pool, cx| pool.reconfigure(cx, id, to));
+    }
+
     fn fail(&mut self, flow: FlowId) {
         self.wire.closed(&[flow]);
         self.sim.fail_flow(flow, FlowError::Reset);
@@ -388,7 +459,12 @@ impl World {
         );
         let rests = self.sim.elapsed() > self.touched + secs(120);
         if !self.kind.faults && rests && !self.sim.pool().is_busy() {
-            self.agree(!self.kind.tcp || self.kind.outbound && self.kind.plain_edges == 0);
+            // A removal that a registrar refused leaves what it was to remove.
+            let plain = !self.kind.changes;
+            self.agree(
+                plain && !self.kind.tcp
+                    || plain && self.kind.outbound && self.kind.plain_edges == 0,
+            );
         }
     }
 
@@ -419,10 +495,19 @@ fn life(seed: u64, kind: Kind) {
     world.say("well again".to_owned());
     world.dead.clear();
     let id = world.sim.id();
+    if kind.changes {
+        world.registrar.knows = world.shape.name;
+        world.sim.with(|pool, _| pool.set_registers_a_second(None));
+    }
     world.quiet(secs(200));
     world.sim.with(|pool, cx| pool.retry_credentials(cx, id));
     world.command(Input::Resume);
     world.command(Input::Refresh);
+    if kind.changes {
+        // An account that others have been asked for since is forgiven once it has been refused again (D6).
+        world.quiet(secs(200));
+        world.command(Input::RetryCredentials);
+    }
     world.quiet(secs(4 * 3600));
     let flows = world.sim.pool().flow_statuses(id);
     assert!(world.sim.status().is_reachable(), "{}", world.story());
@@ -499,6 +584,25 @@ fn kinds() -> Vec<Kind> {
             });
         }
     }
+    for tcp in [false, true] {
+        for faults in [false, true] {
+            kinds.push(Kind {
+                tcp,
+                faults,
+                asks: true,
+                changes: true,
+                ..CALM
+            });
+            kinds.push(Kind {
+                outbound: false,
+                tcp,
+                faults,
+                asks: true,
+                changes: true,
+                ..CALM
+            });
+        }
+    }
     kinds
 }
 
@@ -519,6 +623,7 @@ const CALM: Kind = Kind {
     plain_edges: 0,
     faults: false,
     fallback: false,
+    changes: false,
 };
 
 #[test]
@@ -555,6 +660,25 @@ fn edges_that_are_none_leave_the_others_bound() {
                 ..CALM
             };
             lives(kind, 16);
+        }
+    }
+}
+
+#[test]
+fn what_changes_on_either_side_leaves_nothing_behind() {
+    for outbound in [false, true] {
+        for tcp in [false, true] {
+            for faults in [false, true] {
+                let kind = Kind {
+                    outbound,
+                    tcp,
+                    faults,
+                    asks: true,
+                    changes: true,
+                    ..CALM
+                };
+                lives(kind, 8);
+            }
         }
     }
 }

@@ -224,6 +224,29 @@ fn what_another_command_removes_during_a_stop_is_told_at_its_end() {
     assert_eq!(sim.deadline(), None);
 }
 
+#[test]
+fn that_all_have_given_up_is_told_with_what_is_bound_still() {
+    let mut sim = bound(two("udp").outbound_auth(Credentials::password("alice", "secret")));
+    sim.input(Input::Refresh);
+    let [first, second] = &sim.all_sent()[..] else {
+        panic!("two flows");
+    };
+    // The first one goes on until its lease ends, the second one holds nothing.
+    sim.reply(first, Reply::status(403));
+    sim.reply(second, Reply::granted(0));
+    let events = sim.events();
+    for event in &events {
+        if let Event::GaveUp { lease_left, .. } = event {
+            assert_eq!(
+                lease_left.is_some(),
+                sim.status().is_registered(),
+                "{events:?}"
+            );
+        }
+    }
+    assert!(sim.status().is_registered());
+}
+
 // ---- pauses
 
 #[test]

@@ -308,7 +308,14 @@ impl Pool {
         if emptied {
             group.empty(id);
         }
-        let (told, turns) = group.event(id, event);
+        let (mut told, turns) = group.event(id, event);
+        if let Event::GaveUp { lease_left, .. } = &mut told
+            && lease_left.is_none()
+        {
+            // The last one that tried has none, but others that have given up before may be bound still.
+            let lease = self.status(owner).and_then(|status| status.lease);
+            *lease_left = lease.map(|lease| lease.expires_at.saturating_duration_since(cx.now));
+        }
         cx.out.push(PoolOutput::Event(owner, told));
         self.carry_turns(cx, turns);
     }

@@ -26,6 +26,8 @@ pub(super) struct Registrar {
     pub(super) outbound: bool,
     /// Asks for a password
     pub(super) asks: bool,
+    /// Whose password it knows
+    pub(super) knows: &'static str,
     /// Lists what it was given beside the URI
     pub(super) echoes: bool,
     /// Edges that put no `ob` into Path
@@ -77,7 +79,13 @@ impl Registrar {
     }
 
     fn register(&mut self, now: Duration, request: &SentRequest) -> Reply {
-        if self.asks && request.header("Authorization").is_none() {
+        let proved = request
+            .header("Authorization")
+            .is_some_and(|authorization| {
+                self.knows.is_empty()
+                    || authorization.contains(&format!("username=\"{}\"", self.knows))
+            });
+        if self.asks && !proved {
             return Reply::challenge("r", "n");
         }
         self.bindings.retain(|binding| binding.until > now);

@@ -11,9 +11,6 @@ use std::time::Duration;
 /// Less what may go by before a life looks at what was sent.
 const TIMER_F: Duration = Duration::from_millis(31_800);
 
-/// An un-REGISTER has a time of its own, from the command on (D21), part of which goes by before it is sent
-const UNREGISTER: Duration = Duration::from_secs(16);
-
 #[derive(Debug)]
 struct Open {
     since: Duration,
@@ -69,7 +66,8 @@ impl Wire {
                 && reg_id.is_some()
                 && dialogue.reg_id == reg_id
                 && dialogue.open.as_ref().is_some_and(|open| {
-                    runs(open) && !(open.removes && now > open.since + UNREGISTER)
+                    // That of an un-REGISTER counts from the command (D21), whenever it was sent.
+                    runs(open) && !open.removes
                 })
         });
         if let Some((other, _)) = rival {
