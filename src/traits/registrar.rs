@@ -37,7 +37,7 @@ pub trait Registrar: Send + Sync + Debug {
         id: RegistrationId,
         to: Registration,
     ) -> Result<Change, RegisterError>;
-    /// Sends a REGISTER at once (D20).
+    /// Sends a REGISTER at once (D20); while an [`unregister`](Self::unregister) is under way, as soon as that is over.
     async fn refresh(&self, id: RegistrationId) -> Result<(), RegisterError>;
     /// Un-REGISTER, then REGISTER: the reference's `pjsip send register` (D20).
     async fn reregister(&self, id: RegistrationId) -> Result<(), RegisterError>;

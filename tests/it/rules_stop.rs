@@ -11,8 +11,6 @@ const WITHIN: Duration = secs(20);
 fn commands() -> Vec<Input<'static>> {
     let pause = |until, unregister| Input::Pause { until, unregister };
     vec![
-        Input::Refresh,
-        Input::Reregister,
         Input::RetryCredentials,
         Input::Resume,
         Input::Query,
@@ -101,6 +99,78 @@ fn a_command_that_comes_during_a_stop_does_not_keep_it_from_its_end() {
                     run(&mut sim, secs(5), |_, _| Some(granted()));
                     assert!(sim.pool().status(id).unwrap().is_reachable(), "{what}");
                     assert_eq!(up(&sim), [true, true], "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Who says "off" and then "on" before the registrar has answered is on in the end; the last word counts.
+#[test]
+fn what_is_asked_for_during_a_stop_comes_when_it_is_over() {
+    let last_words: [(Option<Input<'static>>, bool); 3] = [
+        (None, true),
+        (Some(Input::Stop(WITHIN)), false),
+        (
+            Some(Input::Pause {
+                until: None,
+                unregister: true,
+            }),
+            false,
+        ),
+    ];
+    for (last, on) in last_words {
+        for (flows, forget) in [(1, false), (1, true), (2, false), (2, true)] {
+            for (command, answered) in [
+                (Input::Refresh, true),
+                (Input::Refresh, false),
+                (Input::Reregister, true),
+                (Input::Reregister, false),
+            ] {
+                let what = format!("{command:?}, {last:?}, {flows} flows, {forget} {answered}");
+                let mut sim = match flows {
+                    1 => sim(account().outbound_proxy("sip:edge1.example.com;lr;transport=udp")),
+                    _ => bound(two("udp")),
+                };
+                run(&mut sim, secs(1), |_, _| Some(granted()));
+                let id = sim.id();
+                match forget {
+                    true => sim.remove(id, WITHIN),
+                    false => sim.input(Input::Stop(WITHIN)),
+                }
+                sim.events();
+                sim.input(command);
+                if let Some(last) = &last {
+                    sim.input(match last {
+                        Input::Stop(within) => Input::Stop(*within),
+                        _ => Input::Pause {
+                            until: None,
+                            unregister: true,
+                        },
+                    });
+                }
+                let mut registers = 0;
+                run(&mut sim, WITHIN + secs(5), |_, request| {
+                    let removes = request.delta_seconds("Expires") == Some(0);
+                    registers += usize::from(!removes);
+                    match removes {
+                        true => answered.then(|| Reply::status(200)),
+                        false => Some(granted()),
+                    }
+                });
+                let removals = sim.removals();
+                assert_eq!(removals.len(), 1, "{what}: {removals:?}");
+                let wanted = if on && !forget { flows } else { 0 };
+                assert_eq!(registers, wanted, "{what}");
+                assert_eq!(sim.pool().is_empty(), forget, "{what}");
+                if !forget {
+                    // A binding that nobody removed is there until it expires.
+                    let reachable = on || !answered;
+                    assert_eq!(sim.status().is_reachable(), reachable, "{what}");
+                    let first = sim.events().into_iter().find(|event| {
+                        matches!(event, Event::Unregistered(_) | Event::Registered(_))
+                    });
+                    assert!(matches!(first, Some(Event::Unregistered(_))), "{what}");
                 }
             }
         }
@@ -374,6 +444,33 @@ mod agent {
     use super::*;
     use sip_registration::testkit::{MockTransport, Wire};
     use tokio::time::timeout;
+
+    #[tokio::test(start_paused = true)]
+    async fn off_and_on_again_ends_registered() {
+        let (agent, mut wire, handle) = registered().await;
+        let stop = tokio::spawn({
+            let agent = agent.clone();
+            let id = handle.id();
+            async move { agent.unregister(id).await }
+        });
+        let mut removals = Vec::new();
+        for _ in 0..2 {
+            removals.push(wire.next_request().await);
+        }
+        handle.refresh().await.expect("taken");
+        for removal in &removals {
+            wire.reply(removal, Reply::status(200)).await;
+        }
+        let removal = timeout(secs(60), stop).await.expect("in time");
+        assert_eq!(removal.expect("no panic"), Ok(Removal::Removed));
+        for _ in 0..2 {
+            let register = wire.next_request().await;
+            assert_ne!(register.delta_seconds("Expires"), Some(0));
+            wire.reply(&register, granted()).await;
+        }
+        let bound = timeout(secs(60), handle.registered()).await;
+        assert!(bound.expect("in time").is_ok());
+    }
 
     async fn registered() -> (Agent, Wire, RegistrationHandle) {
         let (transport, mut wire) = MockTransport::new();

@@ -446,7 +446,8 @@ impl Pool {
                 self.forget(cx, id);
                 self.count -= 1;
             }
-            return cx.out.push(PoolOutput::Done(id, removal));
+            cx.out.push(PoolOutput::Done(id, removal));
+            return self.come_back(cx, id);
         };
         match group.ended(id, removal) {
             Ended::Goes => {}
@@ -478,6 +479,15 @@ impl Pool {
             self.disband(cx, owner);
         }
         cx.out.push(PoolOutput::Done(owner, worst));
+        self.come_back(cx, owner);
+    }
+
+    /// It has stopped, and was asked for while it did.
+    fn come_back(&mut self, cx: &mut Out<'_>, id: RegistrationId) {
+        let slot = self.slot_mut(id);
+        if slot.is_some_and(|slot| std::mem::take(&mut slot.returns)) {
+            self.handle(cx, id, Input::Refresh);
+        }
     }
 
     /// All flows of a registration have stopped, and it is to be forgotten.

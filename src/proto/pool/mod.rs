@@ -83,6 +83,8 @@ struct Slot {
     generation: u32,
     /// Forgotten once it has stopped
     leaving: bool,
+    /// Registers again once it has stopped
+    returns: bool,
     entry: Option<Box<Entry>>,
 }
 
@@ -312,6 +314,7 @@ impl Pool {
             self.slots.push(Slot {
                 generation: 0,
                 leaving: false,
+                returns: false,
                 entry: None,
             });
             (self.slots.len() - 1) as u32
@@ -477,6 +480,9 @@ impl Pool {
 
     /// Feeds one input to one registration; an id that is gone is ignored.
     pub fn handle(&mut self, cx: &mut Out<'_>, id: RegistrationId, input: Input<'_>) {
+        if self.comes_after_the_stop(id, &input) {
+            return;
+        }
         if self.groups.of(id).is_some() {
             return self.command(cx, id, input);
         }
@@ -493,6 +499,25 @@ impl Pool {
             }
             input => self.feed(cx, id, input),
         }
+    }
+
+    /// A stop is never turned into a registration again (D21). Who asks for one while the un-REGISTER is under way gets it
+    /// when that is over, unless another stop or a pause has come since.
+    fn comes_after_the_stop(&mut self, id: RegistrationId, input: &Input<'_>) -> bool {
+        let registers = matches!(input, Input::Refresh | Input::Reregister);
+        if !registers && !matches!(input, Input::Stop(_) | Input::Pause { .. }) {
+            return false;
+        }
+        let stops = match self.groups.of(id) {
+            Some(group) => group.stopping().is_some(),
+            None => self
+                .entry(id)
+                .is_some_and(|entry| entry.machine.stops_by().is_some()),
+        };
+        if let Some(slot) = self.slot_mut(id).filter(|_| stops) {
+            slot.returns = registers && !slot.leaving;
+        }
+        stops && registers
     }
 
     fn forgive(&mut self, id: RegistrationId) {
@@ -774,7 +799,7 @@ impl Pool {
             return;
         };
         slot.generation = slot.generation.wrapping_add(1);
-        slot.leaving = false;
+        (slot.leaving, slot.returns) = (false, false);
         self.free.push(id.index);
         if let Some(at) = entry.deadline {
             self.deadlines.remove(&(at, id.index));
