@@ -563,7 +563,8 @@ pub enum WsError {
     /// The connection ended without a close frame.
     #[error("the peer cut the WebSocket connection")]
     Cut,
-    /// A message is longer than [`MAX_HEAD`](crate::MAX_HEAD) and [`MAX_BODY`](crate::MAX_BODY) together.
+    /// A message is longer than 1 MiB. A shorter one that is longer than [`MAX_HEAD`](crate::MAX_HEAD) and
+    /// [`MAX_BODY`](crate::MAX_BODY) together ends nothing: its body is passed over.
     #[error("a WebSocket message of {length} bytes is too long")]
     TooLong {
         /// Its length, as far as it was announced

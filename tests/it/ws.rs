@@ -476,13 +476,13 @@ async fn a_message_that_is_too_long_or_no_sip_at_all() {
     grant(&mut socket).await;
     assert_eq!(office.granted().await.flow, granted.flow);
 
-    let long = Message::binary(vec![b'x'; 200_000]);
+    let long = Message::binary(vec![b'x'; 2_000_000]);
     // It may be refused before all of it is out.
     let _ = socket.send(long).await;
     let lost: FlowId = granted.flow;
     assert_matches!(
         office.outcome().await,
-        Event::FlowLost { flow, error: FlowError::WebSocket(WsError::TooLong { length: 200_000 }), .. } if flow == lost
+        Event::FlowLost { flow, error: FlowError::WebSocket(WsError::TooLong { length: 2_000_000 }), .. } if flow == lost
     );
     let mut socket = registrar.socket(Some("sip")).await;
     grant(&mut socket).await;

@@ -85,6 +85,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             {
                 break FlowError::WebSocket(error);
             }
+            let Some(message) = content::within_bounds(message) else {
+                continue;
+            };
             batch.push(Received::new(self.source, message).with_flow(end.id));
             inbound.received(&mut batch).await;
         };

@@ -1,6 +1,6 @@
 //! One WebSocket message carries one of SIP (RFC 7118 §5).
 
-use crate::{Message, WsError};
+use crate::{Headers, MAX_BODY, MAX_HEAD, Message, WsError};
 use bytes::{Buf, Bytes};
 
 /// Passes over the line ends before a start line (RFC 3261 §7.5); what is nothing but line ends is a keep-alive.
@@ -8,6 +8,32 @@ pub(super) fn without_line_ends(mut message: Bytes) -> Bytes {
     let start = message.iter().position(|byte| !b"\r\n".contains(byte));
     message.advance(start.unwrap_or_default());
     message
+}
+
+/// What is handed over of a message that is longer than any of ours: its header section, so that a request can get its 413
+/// and no caller ends the connection; nothing where that says no length, for it would look like all there was.
+pub(super) fn within_bounds(message: Bytes) -> Option<Bytes> {
+    if message.len() <= MAX_HEAD + MAX_BODY {
+        return Some(message);
+    }
+    let head = Message::parse(message.clone()).ok().and_then(|parsed| {
+        let headers: &Headers = match &parsed {
+            Message::Request(request) => request,
+            Message::Response(response) => response,
+        };
+        let head = message.len() - headers.rest().len();
+        let told = headers
+            .content_length()
+            .is_some_and(|length| length > MAX_BODY);
+        (told && head <= MAX_HEAD).then_some(head)
+    });
+    if head.is_none() {
+        tracing::trace!(
+            length = message.len(),
+            "a message over WebSocket is too long, and dropped"
+        );
+    }
+    head.map(|head| message.slice(..head))
 }
 
 /// Looks whether an answer to a request of ours is one SIP message, and a whole one.

@@ -4,7 +4,7 @@ use super::config::WsConfig;
 use super::failure;
 use crate::transport::stream::{Meaning, READ};
 use crate::transport::tls::bare;
-use crate::{FlowError, MAX_BODY, MAX_HEAD, Target, WsError};
+use crate::{FlowError, Target, WsError};
 use std::net::Ipv6Addr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
@@ -14,8 +14,8 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 pub(super) type Request = http::Request<()>;
 
-/// The longest WebSocket message: as long as a message of SIP on any stream
-const LONGEST: usize = MAX_HEAD + MAX_BODY;
+/// The longest WebSocket message that ends no connection: it comes in one piece, and takes as much memory
+const LONGEST: usize = 1 << 20;
 
 /// The request for a WebSocket at `to`, under the host of the URI.
 pub(super) fn request(config: &WsConfig, to: &Target) -> Result<Request, FlowError> {

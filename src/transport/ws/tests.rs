@@ -19,6 +19,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
+const MIB: usize = 1 << 20;
+
 const OK: &[u8] = b"SIP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 /// A transport that was started, and the server it is to meet
@@ -174,7 +176,7 @@ async fn long_messages_go_through_and_too_long_ones_end_the_connection() {
     // Whole, or in parts of which none is.
     for parts in [1, 3] {
         let (_flow, mut server) = meeting.met().await;
-        let piece = vec![b'x'; (MAX_HEAD + MAX_BODY) / parts + 1];
+        let piece = vec![b'x'; MIB / parts + 1];
         for at in 0..parts {
             let opcode = if at == 0 { Data::Text } else { Data::Continue };
             // The last may find nobody who listens.
@@ -182,9 +184,23 @@ async fn long_messages_go_through_and_too_long_ones_end_the_connection() {
         }
         assert_matches!(
             meeting.ended().await,
-            FlowError::WebSocket(WsError::TooLong { length }) if length > MAX_HEAD + MAX_BODY
+            FlowError::WebSocket(WsError::TooLong { length }) if length > MIB
         );
     }
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_passed_over() {
+    let mut meeting = Meeting::new().await;
+    let (_flow, mut server) = meeting.met().await;
+    let head = "MESSAGE sip:a@b SIP/2.0\r\nContent-Length: 200000\r\n\r\n";
+    let without = "MESSAGE sip:a@b SIP/2.0\r\nSubject: no length\r\n\r\n";
+    for head in [head, without] {
+        let message = [head.as_bytes(), &[b'x'; 200_000]].concat();
+        server.send(Message::binary(message)).await.unwrap();
+    }
+    server.send(Message::binary(OK)).await.unwrap();
+    assert_eq!(meeting.received(2).await, [head.as_bytes(), OK]);
 }
 
 #[tokio::test]
