@@ -45,6 +45,10 @@ enum Step<'a> {
     Reconcile,
     NetworkChanged,
     RetryCredentials,
+    Stop(u8),
+    Pause(Option<u16>, bool),
+    Resume,
+    RemoveAll,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -233,6 +237,17 @@ impl Life {
             Step::Reconcile => self.command(Input::Reconcile),
             Step::NetworkChanged => self.command(Input::NetworkChanged(Duration::from_secs(1))),
             Step::RetryCredentials => self.command(Input::RetryCredentials),
+            Step::Stop(within) => self.command(Input::Stop(Duration::from_secs((*within).into()))),
+            Step::Pause(seconds, unregister) => {
+                let until =
+                    seconds.map(|seconds| self.sim.now() + Duration::from_secs(seconds.into()));
+                self.command(Input::Pause {
+                    until,
+                    unregister: *unregister,
+                });
+            }
+            Step::Resume => self.command(Input::Resume),
+            Step::RemoveAll => self.command(Input::RemoveAll),
         }
         self.look();
     }
@@ -271,6 +286,7 @@ impl Life {
 
     /// From here the registrar grants all.
     fn recover(&mut self) {
+        self.command(Input::Resume);
         self.command(Input::RetryCredentials);
         self.command(Input::Reregister);
         for _ in 0..5_000 {

@@ -39,9 +39,8 @@ pub use ids::{FlowId, OpId, RegistrationId};
 pub(crate) use keep_alive::PING;
 pub use locate::TargetOutcome;
 pub use machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output, WayOut};
-pub use message::scan::{
-    Contact, Headers, Message, NameAddr, ParamValue, ParseError, Request, Response, Via,
-};
+pub use message::scan::{Headers, Message, ParseError, Request, Response};
+pub use message::value::{Contact, NameAddr, ParamValue, Via};
 pub(crate) use pool::accepts;
 pub use pool::{Pool, PoolOutput};
 pub use transcript::Transcript;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ParamValue;
 use assert_matches::assert_matches;
 
 fn response(text: impl AsRef<[u8]>) -> Response {
