@@ -18,9 +18,15 @@ pub(crate) enum Pass {
     Never,
 }
 
+/// What a person let be tried again: that it was refused before counts no longer
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pardon(u64);
+
 /// Refusals per (realm, username), across all registrations of an agent
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
+    /// How many refusals there were
+    refusals: u64,
     accounts: HashMap<u64, Account>,
     /// Credentials the registrar accepted: these need no guard
     good: HashSet<u64>,
@@ -28,7 +34,8 @@ pub(crate) struct Guard {
 
 #[derive(Debug, Default)]
 struct Account {
-    refused_at: VecDeque<Instant>,
+    /// When, and its number among all refusals
+    refused_at: VecDeque<(Instant, u64)>,
     refused: HashSet<u64>,
     in_flight: usize,
 }
@@ -38,7 +45,10 @@ impl Guard {
     ///
     /// What was never refused has a right of its own, where an account is blocked: one at a time, so that a changed
     /// password revives at once, and two registrations with two wrong ones do not unblock each other.
-    pub(crate) fn ask(&mut self, now: Instant, asked: &[Guarded]) -> Pass {
+    ///
+    /// A `pardon` is of what is asked for now: when it was given, nobody may have known the realm, or the credentials may
+    /// have been changed since the last refusal.
+    pub(crate) fn ask(&mut self, now: Instant, asked: &[Guarded], pardon: Option<Pardon>) -> Pass {
         let new: Vec<_> = asked
             .iter()
             .filter(|one| !self.good.contains(&one.credential))
@@ -47,6 +57,9 @@ impl Guard {
         let mut pass = Pass::Go(Vec::new());
         for one in &new {
             let account = self.accounts.entry(one.account).or_default();
+            if let Some(pardon) = pardon {
+                account.forgive(pardon);
+            }
             account.forget(now);
             let refusals = account.refused_at.len();
             let known = account.refused.contains(&one.credential);
@@ -90,7 +103,8 @@ impl Guard {
                 Some(false) => {
                     self.good.remove(&one.credential);
                     account.refused.insert(one.credential);
-                    account.refused_at.push_back(now);
+                    self.refusals += 1;
+                    account.refused_at.push_back((now, self.refusals));
                 }
                 None => {}
             }
@@ -100,14 +114,9 @@ impl Guard {
         }
     }
 
-    /// A person says that the credentials may be tried again.
-    pub(crate) fn forgive(&mut self, tried: &[Guarded]) {
-        for one in tried {
-            if let Some(account) = self.accounts.get_mut(&one.account) {
-                account.refused.clear();
-                account.refused_at.clear();
-            }
-        }
+    /// A person says that credentials may be tried again.
+    pub(crate) const fn pardon(&self) -> Pardon {
+        Pardon(self.refusals)
     }
 }
 
@@ -120,10 +129,19 @@ impl Account {
         while self
             .refused_at
             .front()
-            .is_some_and(|at| now.saturating_duration_since(*at) >= WINDOW)
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= WINDOW)
         {
             self.refused_at.pop_front();
         }
+        self.tidy();
+    }
+
+    fn forgive(&mut self, Pardon(until): Pardon) {
+        self.refused_at.retain(|(_, number)| *number > until);
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
         if self.refused_at.is_empty() {
             self.refused.clear();
         }

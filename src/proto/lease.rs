@@ -188,12 +188,14 @@ fn whose(listed: &[Listed], sent: Sent<'_>, device: Device<'_>) -> Vec<Whose> {
 /// Whether an answer to an un-REGISTER lists our Contact all the same, with time left
 ///
 /// Only the URI that was sent says so: what names this device otherwise may be of an earlier connection, and a sole Contact
-/// with our user part another device's.
+/// with our user part another device's. Over UDP what another instance has bound may have that URI too: after a change of
+/// the instance it is the new one.
 pub(crate) fn lives_on(response: &Response, sent: Sent<'_>) -> bool {
     let listed = list(response);
     let uri = SipUri::parse(sent.uri).ok();
     named(&listed, sent)
         .iter()
+        .filter(|contact| !is_another_instance(contact, sent))
         .filter(|contact| match (&contact.uri, &uri) {
             (Some(listed), Some(sent)) => listed.is_equivalent(sent),
             _ => false,
@@ -325,6 +327,15 @@ fn is_another_flow(contact: &Listed, sent: Sent<'_>) -> bool {
     sent.instance.is_some()
         && contact.instance.as_deref() == sent.instance
         && matches!((&contact.reg_id, sent.reg_id), (Some(listed), Some(sent)) if listed != sent)
+}
+
+/// Whether it says that it is of another instance than this one
+fn is_another_instance(contact: &Listed, sent: Sent<'_>) -> bool {
+    match (contact.instance.as_deref(), sent.instance) {
+        // URNs differ in case only where they are the same (RFC 8141 §3.1, RFC 4122 §3).
+        (Some(listed), Some(sent)) => !listed.eq_ignore_ascii_case(sent),
+        _ => false,
+    }
 }
 
 /// Whether only host and port differ: what an SBC or a NAT helper does to a Contact

@@ -259,6 +259,42 @@ fn d6_three_refusals_block_whatever_the_options_say_until_the_credential_changes
 }
 
 #[test]
+fn d6_what_a_person_lets_try_again_are_the_credentials_that_come_next() {
+    let named = |name| {
+        let to = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+            .outbound_auth(Credentials::password(name, "secret"))
+            .auth_rejection_permanent(false)
+            .max_random_initial_delay(secs(0));
+        built(to)
+    };
+    let change = |name| Input::Reconfigure(Arc::new(named(name)));
+    let pause = || Input::Pause {
+        until: None,
+        unregister: false,
+    };
+    let mut sim = Sim::new(named("alice"));
+    let mut nonce = 0;
+    while refuse(&mut sim, &mut nonce) {}
+    // Another account is refused after that, once.
+    sim.input(change("bob"));
+    assert!(refuse(&mut sim, &mut nonce));
+    sim.input(pause());
+    sim.input(change("alice"));
+    sim.input(Input::RetryCredentials);
+    assert!(sim.is_silent(), "a pause goes on");
+    sim.input(Input::Resume);
+    // Three of them, as ever.
+    for _ in 0..3 {
+        assert!(refuse(&mut sim, &mut nonce));
+    }
+    assert!(!refuse(&mut sim, &mut nonce), "not a fourth answer");
+    assert_eq!(sim.deadline(), None);
+    // Until it is said once more.
+    sim.input(Input::RetryCredentials);
+    assert!(refuse(&mut sim, &mut nonce));
+}
+
+#[test]
 fn d6_a_password_changed_while_registered_is_used_at_the_next_challenge() {
     let mut sim = Sim::new(under(Policy::default()));
     let first = sim.sent();

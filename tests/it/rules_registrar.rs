@@ -381,9 +381,7 @@ impl World {
             }
             1 => return self.command(Input::RetryCredentials),
             2 => self.shape.contact_user = of.contact_user,
-            // Over UDP the flows of the old instance and of the new have one URI, and the listed ones are taken for ours (D8).
-            3 if self.kind.tcp => self.shape.urn = of.urn,
-            3 => {}
+            3 => self.shape.urn = of.urn,
             4 => self.shape.name = of.name,
             _ => {
                 let most = NonZeroU32::new(self.random.below(3) as u32);
@@ -503,11 +501,6 @@ fn life(seed: u64, kind: Kind) {
     world.sim.with(|pool, cx| pool.retry_credentials(cx, id));
     world.command(Input::Resume);
     world.command(Input::Refresh);
-    if kind.changes {
-        // An account that others have been asked for since is forgiven once it has been refused again (D6).
-        world.quiet(secs(200));
-        world.command(Input::RetryCredentials);
-    }
     world.quiet(secs(4 * 3600));
     let flows = world.sim.pool().flow_statuses(id);
     assert!(world.sim.status().is_reachable(), "{}", world.story());

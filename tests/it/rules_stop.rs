@@ -296,25 +296,70 @@ fn what_another_command_removes_during_a_stop_is_told_at_its_end() {
 
 #[test]
 fn that_all_have_given_up_is_told_with_what_is_bound_still() {
-    let mut sim = bound(two("udp").outbound_auth(Credentials::password("alice", "secret")));
+    let mut sim = bound(two("udp"));
     sim.input(Input::Refresh);
     let [first, second] = &sim.all_sent()[..] else {
         panic!("two flows");
     };
-    // The first one goes on until its lease ends, the second one holds nothing.
+    // The first one gives up, and is bound until its lease ends; the second one holds nothing, and gives up later.
     sim.reply(first, Reply::status(403));
     sim.reply(second, Reply::granted(0));
-    let events = sim.events();
-    for event in &events {
-        if let Event::GaveUp { lease_left, .. } = event {
-            assert_eq!(
-                lease_left.is_some(),
-                sim.status().is_registered(),
-                "{events:?}"
-            );
-        }
-    }
+    let mut told = sim.events();
+    run(&mut sim, secs(600), |_, request| {
+        assert_eq!(edge(request), 2);
+        Some(Reply::status(403))
+    });
+    told.extend(sim.events());
+    told.retain(|event| matches!(event, Event::GaveUp { .. }));
+    let [Event::GaveUp { lease_left, .. }] = told[..] else {
+        panic!("the whole gives up once: {told:?}");
+    };
     assert!(sim.status().is_registered());
+    assert!(lease_left.is_some_and(|left| left > secs(3000)), "{told:?}");
+    // That it ends is told then.
+    run(&mut sim, secs(3000), |_, _| None);
+    let events = sim.events();
+    assert!(
+        matches!(events[..], [Event::Expired { next_in: None }]),
+        "{events:?}"
+    );
+    assert_eq!(sim.deadline(), None);
+}
+
+#[test]
+fn what_the_new_instance_has_bound_is_not_taken_for_what_the_old_one_removes() {
+    let mut sim = bound(two("udp"));
+    let other = "urn:uuid:00000000-0000-1000-8000-000a95a0e129";
+    let instance = InstanceId::parse(other).expect("a urn");
+    reconfigure(&mut sim, two("udp").instance(instance));
+    let [first, second] = &sim.all_sent()[..] else {
+        panic!("two un-REGISTERs");
+    };
+    sim.reply(first, Reply::status(200));
+    let new = sim.sent();
+    sim.reply(&new, granted());
+    // Over UDP both instances, and all their flows, have one URI.
+    let contact = new.contacts().next().expect("a Contact");
+    let listed = format!(
+        "<{}>;expires=3600;+sip.instance=\"<{other}>\";reg-id=1",
+        contact.uri()
+    );
+    sim.events();
+    sim.reply(second, listing(&[&listed]));
+    let told = sim.events();
+    assert!(
+        matches!(&told[..], [Event::OfFlow { reg_id: 2, event }]
+            if **event == Event::Unregistered(Removal::Removed)),
+        "{told:?}"
+    );
+    let second = sim.sent();
+    assert_eq!(
+        (edge(&second), second.delta_seconds("Expires")),
+        (2, Some(HOUR))
+    );
+    assert!(second.text_of("Contact").contains(other));
+    sim.reply(&second, granted());
+    assert_eq!(up(&sim), [true, true]);
 }
 
 // ---- pauses

@@ -133,6 +133,14 @@ impl Pool {
         if group.stopping().is_some() && (registers || asks_for_more(&input)) {
             return;
         }
+        if matches!(input, Input::RetryCredentials) {
+            for id in self.members(id) {
+                self.forgive(id);
+            }
+        }
+        let Some(group) = self.groups.of_mut(id) else {
+            return;
+        };
         if registers && group.on().next().is_none() {
             // Nobody's turn: whose it is now starts, which is what is asked for.
             return self.take_turns(cx, id);
@@ -164,7 +172,6 @@ impl Pool {
             }
             Input::RetryCredentials => {
                 for id in on {
-                    self.forgive(id);
                     self.feed(cx, id, Input::RetryCredentials);
                 }
             }

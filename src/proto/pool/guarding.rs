@@ -11,8 +11,8 @@ impl Pool {
         else {
             return;
         };
-        entry.guard.get_or_insert_default().asked = guarded.clone();
-        let allowed = match self.guard.ask(cx.now, &guarded) {
+        let pardon = entry.guard.as_ref().and_then(|guard| guard.pardon);
+        let allowed = match self.guard.ask(cx.now, &guarded, pardon) {
             Pass::Go(counted) => {
                 if let Some(entry) = self.entry_mut(asker.id) {
                     let guard = entry.guard.get_or_insert_default();
@@ -42,18 +42,26 @@ impl Pool {
             .into_iter()
             .partition::<Vec<_>, _>(|one| credential.contains(one));
         guard.in_flight = stay;
-        if accepted == Some(false) {
-            // What `retry_credentials` forgives.
-            guard.asked = credential.into();
+        if accepted == Some(true) {
+            guard.pardon = None;
         }
-        // Idle registrations are many: there is nothing to forgive to one whose credentials are good.
-        if accepted != Some(true) || !guard.in_flight.is_empty() {
+        // Idle registrations are many, and few have any business with the guard.
+        if guard.pardon.is_some() || !guard.in_flight.is_empty() {
             entry.guard = Some(guard);
         }
         self.guard.proved(cx.now, credential, accepted, &flown);
         // Each of those that waited asks again, and waits again where it must; the round is as long as the queue.
         for (asker, guarded) in std::mem::take(&mut self.waiting_for_guard) {
             self.guard(cx, asker, guarded);
+        }
+    }
+
+    /// A person says that the credentials of a registration may be tried again, whatever it is doing: the next question is
+    /// answered so.
+    pub(super) fn forgive(&mut self, id: RegistrationId) {
+        let pardon = self.guard.pardon();
+        if let Some(entry) = self.entry_mut(id) {
+            entry.guard.get_or_insert_default().pardon = Some(pardon);
         }
     }
 }

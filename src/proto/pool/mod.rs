@@ -18,7 +18,7 @@ use window::Window;
 
 use crate::proto::flow::{Asker, FlowTable, User, spread};
 use crate::proto::group;
-use crate::proto::guard::{Guard, Pass};
+use crate::proto::guard::{Guard, Pardon, Pass};
 use crate::proto::ids::{FlowId, OpId, RegistrationId};
 use crate::proto::locate::{Health, Names, TargetOutcome};
 use crate::proto::machine::{AgentKey, Cx, Guarded, Identity, Input, Machine, Output};
@@ -96,14 +96,14 @@ struct Entry {
     flows: [Option<FlowId>; 2],
     /// The target whose window this one takes a place in
     window: Option<Target>,
-    /// Its business with the account guard; none once its credentials are accepted
+    /// Its business with the account guard, where it has any
     guard: Option<Box<InGuard>>,
 }
 
 #[derive(Debug, Default)]
 struct InGuard {
-    /// What the guard was asked about last, or what was refused
-    asked: Box<[Guarded]>,
+    /// What a person said of it since its credentials were accepted
+    pardon: Option<Pardon>,
     /// What of it the guard counts as in flight
     in_flight: Vec<Guarded>,
 }
@@ -518,12 +518,6 @@ impl Pool {
             slot.returns = registers && !slot.leaving;
         }
         stops && registers
-    }
-
-    fn forgive(&mut self, id: RegistrationId) {
-        let Some(entry) = self.entry(id) else { return };
-        let asked = entry.guard.as_ref().map(|guard| guard.asked.clone());
-        self.guard.forgive(&asked.unwrap_or_default());
     }
 
     /// Feeds one input to one machine.

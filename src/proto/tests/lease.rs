@@ -145,6 +145,27 @@ fn a_binding_of_another_flow_is_not_ours_though_its_uri_is() {
 }
 
 #[test]
+fn what_another_instance_has_bound_with_our_uri_is_not_what_was_removed() {
+    let device = Sent {
+        instance: Some("<urn:x>"),
+        reg_id: Some("1"),
+        ..sent(SENT)
+    };
+    let listed = |instance: &str| {
+        format!("Contact: <sip:alice@192.0.2.1:5060>;expires=60{instance};reg-id=1\r\n")
+    };
+    for (instance, ours) in [
+        (";+sip.instance=\"<urn:x>\"", true),
+        (";+sip.instance=\"<URN:X>\"", true),
+        ("", true),
+        (";+sip.instance=\"<urn:y>\"", false),
+    ] {
+        let answer = answer(&listed(instance));
+        assert_eq!(lives_on(&answer, device), ours, "{instance}");
+    }
+}
+
+#[test]
 fn what_an_earlier_connection_has_bound_shortens_nothing() {
     let device = Sent {
         instance: Some("<urn:x>"),
