@@ -3,8 +3,8 @@
 use super::loaded::Loaded;
 use super::show::RegistrationDetail;
 use crate::{
-    Activity, Change, Failure, ReferenceStatus, RegisterError, Registrar, Registration,
-    RegistrationId, Removal, Status,
+    Activity, Change, Failure, RegisterError, Registrar, Registration, RegistrationId, Removal,
+    Status,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -474,10 +474,10 @@ impl Run {
 }
 
 /// Whether it failed and plans nothing: what a reload revives
+///
+/// Whatever the reference's word is: after a grant of 0 that is `Unregistered`. Who was told to leave has no failure.
 fn has_given_up(status: &Status) -> bool {
-    status.activity == Activity::Idle
-        && status.last_failure.is_some()
-        && status.reference_status() == ReferenceStatus::Rejected
+    status.activity == Activity::Idle && status.last_failure.is_some()
 }
 
 /// A removal under way, with the name of its section.

@@ -431,6 +431,7 @@ mod applied {
         let sections = [
             ("refused", "outbound_auth=auth"),
             ("forbidden", ""),
+            ("nothing", "retry_interval=0"),
             ("stopped", ""),
             ("fine", ""),
         ];
@@ -454,15 +455,18 @@ mod applied {
                         wire.reply(&request, Reply::challenge("r", &nonce)).await;
                     }
                     Some("forbidden") => wire.reply(&request, 403).await,
+                    // In Asterisk it is unregistered for ever, and nothing is left to revive.
+                    Some("nothing") => wire.reply(&request, Reply::granted(0)).await,
                     _ => wire.reply(&request, 200).await,
                 }
             }
         };
         tokio::join!(started, script);
         let stopped = running.id("stopped").expect("it runs");
+        // Refused: its word is Rejected then, and still nobody wants it.
         tokio::join!(
             async { agent.unregister(stopped).await.expect("taken") },
-            serve(&mut wire, 200)
+            serve(&mut wire, 500)
         );
         let words = |details: &[sip_registration::pjsip_conf::RegistrationDetail]| {
             details
@@ -474,20 +478,32 @@ mod applied {
         let details = running.details(&agent, now).await;
         assert_eq!(
             words(&details),
-            ["Registered", "Rejected", "Rejected", "Unregistered"]
+            [
+                "Registered",
+                "Rejected",
+                "Unregistered",
+                "Rejected",
+                "Rejected"
+            ]
         );
 
         let (applied, mut sent) = apply(&agent, &mut wire, &mut running, &file(&sections)).await;
         sent.sort_unstable();
-        assert_eq!(sent, ["forbidden 3600", "refused 3600"]);
+        assert_eq!(sent, ["forbidden 3600", "nothing 3600", "refused 3600"]);
         assert_eq!(
             applied.revived.iter().map(Arc::as_ref).collect::<Vec<_>>(),
-            ["forbidden", "refused"]
+            ["forbidden", "nothing", "refused"]
         );
         let details = running.details(&agent, now).await;
         assert_eq!(
             words(&details),
-            ["Registered", "Registered", "Registered", "Unregistered"]
+            [
+                "Registered",
+                "Registered",
+                "Registered",
+                "Registered",
+                "Rejected"
+            ]
         );
         assert_eq!(
             details.len(),
