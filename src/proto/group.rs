@@ -203,6 +203,17 @@ impl Group {
         }
     }
 
+    /// The binding of one of them went with all others: it waits for its turn, which comes where another one registers again.
+    pub(crate) fn sits_out(&mut self, id: RegistrationId) {
+        // After a stop there is one that a command is for.
+        if self.stopping.is_some() {
+            return;
+        }
+        for member in self.members.iter_mut().filter(|member| member.id == id) {
+            (member.on, member.leaves) = (false, true);
+        }
+    }
+
     /// The flow of one of them is made anew.
     pub(crate) fn renewed(&mut self, id: RegistrationId) {
         for member in self.members.iter_mut().filter(|member| member.id == id) {

@@ -276,6 +276,42 @@ fn a_configuration_that_comes_during_a_stop_does_not_keep_it_from_its_end() {
 }
 
 #[test]
+fn a_registrar_without_outbound_is_told_which_contact_the_new_one_replaces() {
+    let contacts = |request: &SentRequest| -> Vec<String> {
+        let all = request.headers("Contact");
+        all.map(|value| value.split(";reg-id").next().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let of = |port: u16, rest: &str| format!("<sip:alice@192.0.2.1:{port};transport=TCP>{rest}");
+    for outbound in [false, true] {
+        let mut sim = sim(two("tcp"));
+        // Before anything is known of it: it removes what has expires=0 beside a reg-id (RFC 5626 §6).
+        sim.sent();
+        sim.with(|pool, cx| pool.network_changed(cx));
+        sim.advance(secs(2));
+        let first = sim.sent();
+        assert_eq!(contacts(&first), [of(40002, ""), of(40001, ";expires=0")]);
+        let grant = match outbound {
+            true => granted(),
+            false => Reply::granted(HOUR),
+        };
+        sim.reply(&first, grant.clone());
+        for second in sim.all_sent() {
+            sim.reply(&second, grant.clone());
+        }
+        // Known to do outbound, it replaces the Contact of a flow by itself.
+        sim.with(|pool, cx| pool.network_changed(cx));
+        sim.advance(secs(2));
+        let again = sim.sent();
+        let said = contacts(&again);
+        match outbound {
+            true => assert_eq!(said.len(), 1, "{said:?}"),
+            false => assert_eq!(said, [of(40003, ""), of(40002, ";expires=0")]),
+        }
+    }
+}
+
+#[test]
 fn two_edges_without_outbound_are_one_registration_without_reg_id() {
     let mut sim = sim(two("udp"));
     let mut seen = Vec::new();

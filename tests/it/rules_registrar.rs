@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
-use watch::{Stops, Story, Wire};
+use watch::{Stops, Story, TIMER_F, Wire};
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -97,7 +97,7 @@ struct World {
     /// Whether answers are lost
     losing: bool,
     emptied: bool,
-    /// Until when the registrar may hold what was under way in a sleep
+    /// Until when the registrar may hold what it did not remove
     doubt: Duration,
     /// When a command came last
     touched: Duration,
@@ -155,6 +155,8 @@ impl World {
 
     /// Takes over what went out and what was told.
     fn look(&mut self) {
+        let closed = self.sim.closed();
+        self.wire.closed(&closed);
         for request in self.sim.all_sent() {
             if request.method() != "REGISTER" {
                 continue;
@@ -183,6 +185,10 @@ impl World {
         }
         for (_, event) in self.sim.all_events() {
             self.say(format!("! {event}"));
+            // It lives until it expires then, which the event says.
+            if refused(&event) {
+                self.doubt = self.sim.elapsed() + secs(3700);
+            }
             let fits = self.told.told(&event);
             self.holds(fits);
         }
@@ -192,8 +198,6 @@ impl World {
             let fits = self.stops.done();
             self.holds(fits);
         }
-        let closed = self.sim.closed();
-        self.wire.closed(&closed);
         let fits = self.stops.check(self.sim.elapsed());
         self.holds(fits);
     }
@@ -231,6 +235,9 @@ impl World {
             true => Reply::status(430),
             false => self.registrar.serve(self.sim.elapsed(), &request),
         };
+        if std::mem::take(&mut self.registrar.overtaken) {
+            self.doubt = self.sim.elapsed() + secs(3700);
+        }
         if self.losing && self.random.below(12) == 0 {
             return self.say("the answer is lost".to_owned());
         }
@@ -302,15 +309,15 @@ impl World {
             }
             11 => {
                 self.say("network changed".to_owned());
-                self.wire.network_changed();
+                self.wire.forgotten();
                 self.sim.with(|pool, cx| pool.network_changed(cx));
             }
             12 => {
                 let by = secs(self.random.below(5000));
                 self.say(format!("clock jump {by:?}"));
                 // The registrar's clock goes on as well, and what was under way is lost.
-                if !self.open.is_empty() {
-                    self.doubt = self.sim.elapsed() + secs(3700);
+                if by > TIMER_F {
+                    self.wire.forgotten();
                 }
                 self.open.clear();
                 for binding in &mut self.registrar.bindings {
@@ -402,6 +409,7 @@ impl World {
     }
 
     fn fail(&mut self, flow: FlowId) {
+        self.look();
         self.wire.closed(&[flow]);
         self.sim.fail_flow(flow, FlowError::Reset);
     }
@@ -457,30 +465,27 @@ impl World {
         );
         let rests = self.sim.elapsed() > self.touched + secs(120);
         if !self.kind.faults && rests && !self.sim.pool().is_busy() {
-            // A removal that a registrar refused leaves what it was to remove.
-            let plain = !self.kind.changes;
-            self.agree(
-                plain && !self.kind.tcp
-                    || plain && self.kind.outbound && self.kind.plain_edges == 0,
-            );
+            self.agree();
         }
     }
 
-    /// What the registrar holds is what the status says.
-    ///
-    /// Over TCP each connection is a Contact of its own: where one was left with a REGISTER under way, what that has bound
-    /// stays until it ends (D18).
-    fn agree(&mut self, exactly: bool) {
+    /// What the registrar holds is what the status says, but for what it would not remove.
+    fn agree(&mut self) {
         let now = self.sim.elapsed();
         let flows = self.sim.pool().flow_statuses(self.sim.id());
-        let bound: Vec<_> = flows.iter().filter(|(_, s)| s.is_registered()).collect();
+        let want = flows.iter().filter(|(_, s)| s.is_registered()).count();
         let held = self.registrar.ours(now).len();
-        let want = bound.len();
-        // A pause leaves in doubt what was under way.
-        let paused = |(_, status): &(u8, Status)| status.activity == Activity::Paused;
-        let exactly = exactly && now > self.doubt && !flows.iter().any(paused);
-        let fits = held == want || !exactly && held > want;
+        let fits = held == want || held > want && now < self.doubt;
         assert!(fits, "{held} held, {want} by the status: {}", self.story());
+    }
+}
+
+/// Whether a binding was to be removed, and may be there still (D21)
+fn refused(event: &Event) -> bool {
+    match event {
+        Event::OfFlow { event, .. } => refused(event),
+        Event::Unregistered(Removal::Refused(_) | Removal::Unanswered) => true,
+        _ => false,
     }
 }
 
@@ -508,7 +513,7 @@ fn life(seed: u64, kind: Kind) {
         let up = flows.iter().all(|(_, status)| status.is_reachable());
         assert!(up, "a flow is not up: {}", world.story());
     }
-    world.agree(true);
+    world.agree();
 
     world.say("remove".to_owned());
     let dones = world.stops.dones;

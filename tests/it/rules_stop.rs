@@ -362,6 +362,50 @@ fn what_the_new_instance_has_bound_is_not_taken_for_what_the_old_one_removes() {
     assert_eq!(up(&sim), [true, true]);
 }
 
+#[test]
+fn what_is_asked_for_while_all_bindings_are_removed_is_of_all_flows() {
+    for replaces in [false, true] {
+        let mut sim = bound(two("tcp"));
+        sim.input(Input::RemoveAll);
+        let all = sim.sent();
+        assert_eq!(all.text_of("Contact"), "*");
+        // The other flow does it at once, and its binding goes with the others.
+        match replaces {
+            true => reconfigure(&mut sim, two("tcp").contact_user("a.smith")),
+            false => sim.input(Input::Refresh),
+        }
+        let expires = |request: &SentRequest| request.delta_seconds("Expires");
+        for request in sim.all_sent() {
+            sim.reply(
+                &request,
+                match expires(&request) {
+                    Some(0) => Reply::status(200),
+                    _ => granted(),
+                },
+            );
+        }
+        for request in sim.all_sent() {
+            sim.reply(&request, granted());
+        }
+        sim.reply(&all, Reply::status(200));
+        let mut held = Vec::new();
+        run(&mut sim, secs(60), |_, request| {
+            held.retain(|edge| *edge != self::edge(request));
+            if expires(request) == Some(0) {
+                return Some(Reply::status(200));
+            }
+            held.push(edge(request));
+            Some(granted())
+        });
+        held.sort_unstable();
+        assert_eq!(
+            (held, up(&sim)),
+            (vec![1, 2], vec![true, true]),
+            "{replaces}"
+        );
+    }
+}
+
 // ---- pauses
 
 #[test]

@@ -290,12 +290,17 @@ impl Machine {
             id: self.identity.id,
             ..Identity::default()
         };
+        let emptied = self.take_emptied();
         *self = Self {
             ops: self.ops,
             last_start: self.last_start,
             paced: self.paced,
             ..Self::new(to, identity, cx.entropy)
         };
+        if emptied {
+            // What this tells of the other flows is still to be told.
+            self.seldom.change().emptied = true;
+        }
     }
 
     /// Takes a configuration over without starting anything.

@@ -631,6 +631,10 @@ impl Machine {
         self.sessions
             .authorize(&uri, cx.entropy, policy.auth.preemptive, &mut authorization);
         let rejected = self.reference == ReferenceStatus::Rejected;
+        let outbound_is_known = self.is_outbound();
+        let Plan::Cycle(cycle) = &mut self.plan else {
+            return;
+        };
         let security = security_lines(
             &self.registration,
             &self.seldom.security_server,
@@ -638,13 +642,17 @@ impl Machine {
             rejected,
         );
         let old = match contact {
-            ContactForm::Ours(_) if !self.seldom.sole_contact => old_contacts(
-                &self.registration,
-                self.lease.as_ref(),
-                &self.seldom.stale,
-                &cycle.contact_uri,
-                cycle.outbound,
-            ),
+            ContactForm::Ours(_) if !self.seldom.sole_contact => {
+                // Where it is not known whether the registrar does outbound, it removes what has expires=0 (RFC 5626 §6).
+                let known = outbound_is_known || self.seldom.others_hold;
+                old_contacts(
+                    &self.registration,
+                    self.lease.as_ref(),
+                    &self.seldom.stale,
+                    &cycle.contact_uri,
+                    cycle.outbound && known,
+                )
+            }
             _ => Vec::new(),
         };
         cycle.replaces = !old.is_empty();
@@ -844,7 +852,7 @@ fn security_lines(
 
 /// The Contacts that go with this request because `uri` takes their place
 ///
-/// With instance and reg-id the registrar does that itself (RFC 5626 §6).
+/// With instance and reg-id a registrar that does outbound does that itself (RFC 5626 §6): `outbound` says that.
 fn old_contacts<'a>(
     registration: &Registration,
     lease: Option<&'a Lease>,

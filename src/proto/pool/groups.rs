@@ -346,11 +346,19 @@ impl Pool {
                     if let Some(entry) = self.entry_mut(id).filter(|_| dead) {
                         entry.machine.let_all_go();
                     }
-                    let pause = self.pause_of(id);
-                    let input = pause.map_or(Input::Stop(REMOVAL), |until| Input::Pause {
-                        until,
-                        unregister: true,
-                    });
+                    let input = match self.pause_of(id) {
+                        Some(until) => Input::Pause {
+                            until,
+                            unregister: true,
+                        },
+                        None => {
+                            let owner = self.groups.owner(id);
+                            if let Some(group) = self.groups.of_mut(owner) {
+                                group.sits_out(id);
+                            }
+                            Input::Stop(REMOVAL)
+                        }
+                    };
                     self.feed(cx, id, input);
                 }
             }

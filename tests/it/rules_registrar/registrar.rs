@@ -33,6 +33,11 @@ pub(super) struct Registrar {
     /// Edges that put no `ob` into Path
     pub(super) without_ob: HashSet<u8>,
     pub(super) bindings: Vec<Binding>,
+    /// The last request of each Call-ID
+    pub(super) latest: HashMap<String, u32>,
+    /// One was accepted after a later one of its Call-ID, which had removed the binding that would have told so (§10.3,
+    /// step 7): nobody knows of what it has bound
+    pub(super) overtaken: bool,
     /// The answers given, for retransmissions
     pub(super) answered: HashMap<String, Reply>,
 }
@@ -147,6 +152,9 @@ impl Registrar {
             }
         }
         self.bindings = bindings;
+        let latest = self.latest.entry(call_id).or_insert(cseq);
+        self.overtaken |= cseq < *latest;
+        *latest = cseq.max(*latest);
         let mut reply = Reply::status(200);
         for one in &self.bindings {
             let left = one.until.saturating_sub(now).as_secs().min(3600);

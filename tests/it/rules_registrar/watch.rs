@@ -3,13 +3,13 @@
 use super::registrar::edge;
 use sip_registration::testkit::SentRequest;
 use sip_registration::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Nobody answers a request for that long: it is over (RFC 3261 §17.1.2.2)
 ///
 /// Less what may go by before a life looks at what was sent.
-const TIMER_F: Duration = Duration::from_millis(31_800);
+pub(super) const TIMER_F: Duration = Duration::from_millis(31_800);
 
 #[derive(Debug)]
 struct Open {
@@ -30,6 +30,8 @@ pub(super) struct Dialogue {
 #[derive(Debug, Default)]
 pub(super) struct Wire {
     pub(super) dialogues: HashMap<String, Dialogue>,
+    /// What is sent on one of these is never answered: another one may follow at once
+    pub(super) closed: HashSet<FlowId>,
     /// A choice may be left for the next one before timer F (D3)
     pub(super) falls_back: bool,
 }
@@ -59,6 +61,7 @@ impl Wire {
             flow: request.flow(),
             removes,
         };
+        let open = Some(open).filter(|open| !self.closed.contains(&open.flow));
         let runs = |open: &Open| now < open.since + TIMER_F;
         // Another Call-ID with the same number: the flow that had it before.
         let rival = self.dialogues.iter().find(|(other, dialogue)| {
@@ -76,7 +79,6 @@ impl Wire {
             ));
         }
         let Some(dialogue) = self.dialogues.get_mut(&call_id) else {
-            let open = Some(open);
             self.dialogues
                 .insert(call_id, Dialogue { cseq, open, reg_id });
             return Ok(false);
@@ -87,7 +89,7 @@ impl Wire {
         if cseq != dialogue.cseq + 1 {
             return Err(format!("CSeq {cseq} after {} of {call_id}", dialogue.cseq));
         }
-        let before = dialogue.open.replace(open);
+        let before = std::mem::replace(&mut dialogue.open, open);
         dialogue.cseq = cseq;
         if reg_id.is_some() {
             dialogue.reg_id = reg_id;
@@ -116,6 +118,7 @@ impl Wire {
 
     /// Nothing that was sent on these flows can be answered any more.
     pub(super) fn closed(&mut self, flows: &[FlowId]) {
+        self.closed.extend(flows);
         for dialogue in self.dialogues.values_mut() {
             dialogue.open.take_if(|open| flows.contains(&open.flow));
         }
@@ -128,8 +131,8 @@ impl Wire {
         }
     }
 
-    /// Whatever was outstanding was left for another network.
-    pub(super) fn network_changed(&mut self) {
+    /// Whatever was outstanding was left for another network, or is older than it could be.
+    pub(super) fn forgotten(&mut self) {
         for dialogue in self.dialogues.values_mut() {
             dialogue.open = None;
         }
