@@ -3,6 +3,7 @@
 use super::loaded::Loaded;
 use super::objects::AuthSection;
 use super::registration::RegistrationSection;
+use crate::proto::Said;
 use crate::{Activity, Registration, Status, Transcript};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -113,7 +114,7 @@ pub struct Live {
     pub flow: Option<u64>,
     /// Counted failures since the last success
     pub retries: u32,
-    /// The last failure; `None` after a success
+    /// The last failure, with what the answer said of it; `None` after a success
     pub last_failure: Option<String>,
 }
 
@@ -208,7 +209,10 @@ impl RegistrationDetail {
                 .and_then(|lease| lease.flow)
                 .map(crate::FlowId::number),
             retries: status.retries,
-            last_failure: status.last_failure.as_ref().map(ToString::to_string),
+            last_failure: status
+                .last_failure
+                .as_ref()
+                .map(|failure| Said(failure, status.exchange.as_deref()).to_string()),
         });
         self
     }

@@ -1,5 +1,6 @@
 //! What the host is told: what happened, why, and what comes next.
 
+use super::said::Said;
 use crate::{FailureClass, FlowError, FlowId, GiveUp, RegistrationId, ResolveError, Target};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -217,7 +218,7 @@ pub enum Removal {
     /// The registrar refused: the binding lives until it expires. 200 where it accepted the request and lists our Contact
     /// with time left all the same.
     Refused(u16),
-    /// Nobody answered in time, or the request could not be sent.
+    /// Nobody answered in time, or the request could not be sent: a binding may live until it expires.
     Unanswered,
     /// There was no binding, so nothing was sent.
     NeverBound,
@@ -244,7 +245,7 @@ impl fmt::Display for Removal {
                 "removal refused with {code}, the binding lives until it expires"
             ),
             Self::Unanswered => {
-                f.write_str("removal not answered, the binding lives until it expires")
+                f.write_str("removal not answered, a binding may live until it expires")
             }
             Self::NeverBound => f.write_str("no binding to remove"),
         }
@@ -403,9 +404,10 @@ impl fmt::Display for Event {
                 of,
                 retry_in,
                 lease_left,
+                exchange,
                 ..
             } => {
-                write!(f, "attempt failed: {failure}")?;
+                write!(f, "attempt failed: {}", Said(failure, exchange.as_deref()))?;
                 // What does not count (a Retry-After of a 5xx) uses up nothing.
                 if *attempt > 0 {
                     write!(f, "; failure {attempt}")?;
@@ -418,16 +420,24 @@ impl fmt::Display for Event {
             }
             Self::GaveUp {
                 failure,
+                class,
                 why,
                 lease_left,
-                ..
+                exchange,
             } => {
-                let why = match why {
-                    GiveUp::MaxRetries => "max_retries is used up",
-                    GiveUp::NoInterval => "no retry interval is set for such a failure",
-                    GiveUp::CredentialsRefused => "the credentials have to change first",
+                let why = match (why, class) {
+                    (GiveUp::MaxRetries, _) => "max_retries is used up",
+                    (GiveUp::NoInterval, FailureClass::Temporary) => {
+                        "neither retry_interval nor fatal_retry_interval is set"
+                    }
+                    (GiveUp::NoInterval, FailureClass::Forbidden) => {
+                        "neither forbidden_retry_interval nor fatal_retry_interval is set"
+                    }
+                    (GiveUp::NoInterval, _) => "fatal_retry_interval is not set",
+                    (GiveUp::CredentialsRefused, _) => "the credentials have to change first",
                 };
-                write!(f, "gave up: {failure}; {why}")?;
+                let said = Said(failure, exchange.as_deref());
+                write!(f, "gave up: {said}; {why}")?;
                 left(f, *lease_left)
             }
             Self::Expired {

@@ -166,6 +166,9 @@ pub enum ResolveError {
     /// The option `transport` names one that the agent does not have.
     #[error("no transport named {0:?}")]
     NoTransport(Box<str>),
+    /// Nothing that the agent has can carry what the URI asks for: its scheme, its `transport`, or anything at all.
+    #[error("no transport of a type that can carry {0}")]
+    NoProtocol(Box<str>),
     /// The name service failed.
     #[error("name service failed: {0}")]
     Failed(Arc<str>),

@@ -153,3 +153,67 @@ fn the_status_after_a_failure_has_what_its_event_had() {
         ("", true)
     );
 }
+
+/// The line that tells the failure of a first REGISTER that was answered so, and what the status has of it.
+fn line_of(answer: Reply, lines: &[(&str, &str)]) -> String {
+    let mut account = Registration::builder("sip:192.0.2.9", "sip:alice@example.com")
+        .policy(Policy::asterisk())
+        .max_random_initial_delay(Duration::ZERO);
+    for (option, value) in lines {
+        let seconds = Duration::from_secs(value.parse().expect("a number"));
+        account = match *option {
+            "retry_interval" => account.retry_interval(seconds),
+            _ => account.fatal_retry_interval(seconds),
+        };
+    }
+    let mut sim = Sim::new(built(account));
+    sim.advance(Duration::from_secs(1));
+    let request = sim.sent();
+    sim.events();
+    sim.reply(&request, answer);
+    let told: Vec<_> = sim.events().iter().map(ToString::to_string).collect();
+    told.join("\n")
+}
+
+#[test]
+fn the_line_of_a_failure_has_what_the_answer_says_beside_its_code() {
+    let warning = "399 pbx.example.com \"contract ended\"";
+    let reason = "Q.850;cause=21;text=\"barred\"";
+    let bad = Reply::status(420).header("Unsupported", "PATH, \x1bx, a, b, c, d");
+    for (answer, lines, told) in [
+        (
+            Reply::status(421).header("Require", "x-lab, path"),
+            &[][..],
+            "gave up: 421 Extension Required [Require: x-lab, path (option support_path)]; \
+             fatal_retry_interval is not set, not bound",
+        ),
+        (
+            bad,
+            &[("fatal", "60")],
+            "attempt failed: 420 Bad Extension [Unsupported: PATH (option support_path), x, a, b]; failure 1 of at \
+             most 10 retries, next attempt in 60.0 s, not bound",
+        ),
+        (
+            Reply::status(403)
+                .header("Warning", warning)
+                .header("Reason", reason),
+            &[],
+            "gave up: 403 Forbidden [Warning: 399 pbx.example.com \"contract ended\"] [Reason: \
+             Q.850;cause=21;text=\"barred\"]; neither forbidden_retry_interval nor fatal_retry_interval is set, not bound",
+        ),
+        (
+            Reply::status(503),
+            &[("retry_interval", "0")],
+            "gave up: 503 Service Unavailable; neither retry_interval nor fatal_retry_interval is set, not bound",
+        ),
+        // Names of the answer count where they explain it.
+        (
+            Reply::status(500).header("Require", "path"),
+            &[],
+            "attempt failed: 500 Server Internal Error; failure 1 of at most 10 retries, next attempt in 60.0 s, not \
+             bound",
+        ),
+    ] {
+        assert_eq!(line_of(answer, lines), told);
+    }
+}

@@ -128,9 +128,7 @@ pub(crate) fn select<'a>(
         .collect();
     let Some(default) = default_protocol(&usable) else {
         let uri = crate::uri::excerpt(uri.as_str());
-        return Selection::Failed(ResolveError::Failed(
-            format!("no transport for {uri}").into(),
-        ));
+        return Selection::Failed(ResolveError::NoProtocol(uri.to_string().into()));
     };
     let mut walk = Walk {
         lookup,

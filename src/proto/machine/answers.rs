@@ -780,11 +780,6 @@ impl Machine {
                 .and_then(|r| r.header(name))
                 .map(|value| plain(&value, SHOWN))
         };
-        let extensions = response.map(|response| match response.code() {
-            420 => response.option_tags("Unsupported"),
-            421 => response.option_tags("Require"),
-            _ => Vec::new(),
-        });
         Some(Box::new(Exchange {
             call_id: self.identity.call_id.to_string().into(),
             cseq: self.identity.cseq,
@@ -797,7 +792,9 @@ impl Machine {
             warning: text("Warning"),
             reason: text("Reason"),
             server: text("Server"),
-            extensions: extensions.unwrap_or_default().into(),
+            extensions: response
+                .map(crate::proto::said::extensions)
+                .unwrap_or_default(),
             mapped: None,
         }))
     }
@@ -812,7 +809,7 @@ fn says_outbound(response: &Response) -> bool {
 }
 
 /// Characters of a header field that events show
-const SHOWN: usize = 256;
+pub(crate) const SHOWN: usize = 256;
 
 /// What a 2xx to a REGISTER says of keep-alives (RFC 5626 §4.4, RFC 6223 §4.3)
 fn terms(response: &Response, keep: Option<u32>) -> KeepAliveTerms {
