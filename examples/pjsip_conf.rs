@@ -10,15 +10,16 @@
 
 mod pjsip;
 
-use pjsip::{Names, Signal, Signals, Statsd};
+use pjsip::{Names, Signal, Signals, Statsd, complain, say, show};
 use sip_registration::pjsip_conf::{Directory, Loaded, Running, Severity, Transports, load, table};
 use sip_registration::{
     Agent, Clock, DnsResolver, Event, Host, InboundMessage, Match, Registrar, RegistrationId,
-    SystemClock,
+    Removal, SystemClock,
 };
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,20 @@ use tokio::sync::mpsc;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT] [--statsd IP:PORT]";
+const MEANING: &str = "\
+Keeps the registrations of a pjsip.conf alive, and un-registers them at the end.
+  --config FILE         the pjsip.conf; what it includes is looked for beside it
+  --check               lists what the file means and what is wrong with it, and registers nothing
+  --nameserver IP:PORT  asks this name server, not those of the system
+  --statsd IP:PORT      sends the gauges that Asterisk sends
+Exit code: 0, 1 where --check found an error or nothing could be started, 2 for arguments that are none.
+SIGHUP reloads; SIGTERM and Ctrl-C end it within 35 s. Commands on standard input:";
 const HELP: &str = "show, show ID, json, json ID, register ID|*all, unregister ID|*all, refresh ID|*all, reload, quit";
+
+const HELP_WANTED: [&str; 2] = ["unknown argument \"--help\"", "unknown argument \"-h\""];
+
+/// A reload that takes longer says why.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a removal may take; the end of the program has a little more.
 const REMOVAL: Duration = Duration::from_secs(30);
@@ -74,7 +88,7 @@ impl Host for Switchboard {
                 format!("one of the registrations {}", names.join(", "))
             }
         };
-        println!("{method} from {}: {whose}", message.source);
+        say(format_args!("{method} from {}: {whose}", message.source));
         Err(message)
     }
 }
@@ -83,15 +97,19 @@ impl Host for Switchboard {
 async fn main() -> ExitCode {
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
+        Err(problem) if HELP_WANTED.contains(&problem.as_str()) => {
+            say(format_args!("{USAGE}\n{MEANING}\n  {HELP}"));
+            return ExitCode::SUCCESS;
+        }
         Err(problem) => {
-            eprintln!("{problem}\n{USAGE}");
+            complain(format_args!("{problem}\n{USAGE}"));
             return ExitCode::from(2);
         }
     };
     match run(options).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{error}");
+            complain(error);
             ExitCode::FAILURE
         }
     }
@@ -107,14 +125,9 @@ async fn run(options: Options) -> Result<ExitCode> {
     let files = Directory::new(path.parent().unwrap_or_else(|| Path::new("")));
     let loaded = load(&files, name);
     if options.check {
-        print!("{loaded}");
-        return Ok(if loaded.has_errors() {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        });
+        return Ok(check(&loaded, &files));
     }
-    complain(&loaded);
+    tell(&loaded);
     let names = Names::default();
     let statsd = match options.statsd {
         Some(server) => Some(Arc::new(Statsd::new(server)?)),
@@ -130,7 +143,7 @@ async fn run(options: Options) -> Result<ExitCode> {
     let mut transports = Transports::new();
     let (agent, outcomes) = transports.start(builder, &loaded, &files).await?;
     for (name, outcome) in outcomes {
-        println!("transport {name}: {outcome}");
+        say(format_args!("transport {name}: {outcome}"));
     }
     if transports.is_empty() {
         return Err("no transport".into());
@@ -148,7 +161,7 @@ async fn run(options: Options) -> Result<ExitCode> {
     let mut commands = Some(standard_input());
     let mut signals = Signals::new()?;
     service.start(loaded).await?;
-    println!("{HELP}");
+    say(HELP);
     loop {
         let command = tokio::select! {
             signal = signals.next() => if signal == Signal::Reload { "reload".to_owned() } else { break },
@@ -167,7 +180,11 @@ async fn run(options: Options) -> Result<ExitCode> {
         }
     }
     for (id, fate) in service.agent.shutdown(FAREWELL).await {
-        println!("{} binding {fate}", service.names.of(id));
+        let name = service.names.of(id);
+        match fate {
+            Removal::NeverBound => say(format_args!("{name} {fate}")),
+            _ => say(format_args!("{name} binding {fate}")),
+        }
     }
     service.gauge().await;
     let _ = printing.await;
@@ -200,24 +217,28 @@ impl Service {
 
     async fn command(&mut self, line: &str) {
         let line = line.trim();
-        let (command, id) = line.split_once(' ').unwrap_or((line, ""));
+        let (command, id) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match (command, id.trim()) {
             ("", _) => {}
             ("reload", "") => self.reload().await,
             ("show" | "json", id) => self.show(id, command == "json").await,
             ("register" | "unregister" | "refresh", "") => {
-                println!("{command} needs an id or *all")
+                say(format_args!("{command} needs an id or *all"))
             }
             ("register" | "unregister" | "refresh", "*all") => {
+                if self.running.ids().next().is_none() {
+                    say("No objects found.");
+                }
                 for (name, id) in self.running.ids() {
                     self.send(command, name, id);
                 }
             }
             ("register" | "unregister" | "refresh", name) => match self.running.id(name) {
                 Some(id) => self.send(command, name, id),
-                None => println!("Unable to retrieve registration {name}"),
+                None => say(format_args!("Unable to retrieve registration {name}")),
             },
-            _ => println!("{HELP}"),
+            ("help" | "?", _) => say(HELP),
+            _ => say(format_args!("no such command: {line:?}; {HELP}")),
         }
     }
 
@@ -234,10 +255,8 @@ impl Service {
                     .await
                     .map(|removal| removal.to_string()),
             };
-            println!(
-                "{name} {command}: {}",
-                done.unwrap_or_else(|error| error.to_string())
-            );
+            let done = done.unwrap_or_else(|error| error.to_string());
+            say(format_args!("{name} {command}: {done}"));
             if let Some(statsd) = statsd {
                 statsd.catch_up(&agent).await;
             }
@@ -246,16 +265,16 @@ impl Service {
 
     async fn reload(&mut self) {
         let new = self.running.loaded().reload(&self.files, &self.name);
-        complain(&new);
+        tell(&new);
         let (transports, running) = (&mut self.transports, &mut self.running);
         let applied = transports.apply(&self.agent, running, new, &self.files, REMOVAL);
-        match applied.await {
-            Ok(applied) => print!("{applied}"),
-            Err(error) => println!("{error}"),
+        match patiently(applied).await {
+            Ok(applied) => show(applied),
+            Err(error) => say(error),
         }
         self.names.set(&self.running);
         self.gauge().await;
-        println!("reloaded");
+        say("reloaded");
     }
 
     async fn show(&self, name: &str, json: bool) {
@@ -266,38 +285,69 @@ impl Service {
         if !name.is_empty() {
             details.retain(|detail| detail.object_name == name);
             if details.is_empty() {
-                return println!("Unable to retrieve registration {name}");
+                return say(format_args!("Unable to retrieve registration {name}"));
             }
         }
         match details.first() {
             _ if json => match serde_json::to_string_pretty(&details) {
-                Ok(text) => println!("{text}"),
-                Err(error) => println!("{error}"),
+                Ok(text) => say(text),
+                Err(error) => say(error),
             },
             Some(detail) if !name.is_empty() => {
-                print!("{detail}");
+                show(detail);
                 for auth in self.running.loaded().auth_details(name) {
-                    print!("\n{auth}");
+                    show(format_args!("\n{auth}"));
                 }
             }
-            _ => print!("{}", table(&details)),
+            _ => show(table(&details)),
         }
     }
 }
 
-fn complain(loaded: &Loaded) {
+fn tell(loaded: &Loaded) {
     for said in loaded.diagnostics() {
-        eprintln!("{said}");
+        complain(said);
     }
     let errors = loaded
         .diagnostics()
         .iter()
         .filter(|said| said.severity == Severity::Error)
         .count();
-    println!(
-        "{} registration(s), {errors} error(s)",
-        loaded.registrations().count()
-    );
+    let count = loaded.registrations().count();
+    say(format_args!("{count} registration(s), {errors} error(s)"));
+}
+
+/// What the file means and what is wrong with it; beside it, as another machine may have them, which certificates are of
+/// no use.
+fn check(loaded: &Loaded, files: &Directory) -> ExitCode {
+    show(loaded);
+    for transport in loaded.transports() {
+        let tls = transport.tls.as_ref();
+        if let Some(Err(error)) = tls.map(|tls| tls.config(files)) {
+            let name = transport.config.name().escape_debug();
+            complain(format_args!(
+                "transport {name} would be left out here: {error}"
+            ));
+        }
+    }
+    if loaded.has_errors() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Says why it takes so long, where it does.
+async fn patiently<T>(reload: impl Future<Output = T>) -> T {
+    let mut reload = pin!(reload);
+    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut reload).await {
+        return done;
+    }
+    let most = REMOVAL.as_secs();
+    say(format_args!(
+        "waiting for the answers to un-REGISTERs, up to {most} s; commands wait for that"
+    ));
+    reload.await
 }
 
 /// The lines of standard input, from a thread: a read of it cannot be cancelled.

@@ -1,5 +1,6 @@
 //! Events are told by the names of their sections.
 
+use super::say::say;
 use sip_registration::pjsip_conf::Running;
 use sip_registration::{Event, Events, RegistrationId};
 use std::collections::HashMap;
@@ -50,13 +51,13 @@ pub(crate) async fn print(mut events: Events, names: Names) {
         }
         waiting.retain(|(id, event)| match names.get(*id) {
             Some(name) => {
-                println!("{name} {event}");
+                say(format_args!("{name} {event}"));
                 false
             }
             None => true,
         });
     }
     for (id, event) in waiting {
-        println!("{id} {event}");
+        say(format_args!("{id} {event}"));
     }
 }

@@ -44,6 +44,8 @@ mod pjsip_reload;
 mod pjsip_show;
 #[cfg(feature = "tokio")]
 mod pjsip_storm;
+#[cfg(all(unix, feature = "tokio"))]
+mod pjsip_terminal;
 #[cfg(all(target_os = "linux", feature = "tls"))]
 mod pjsip_transports;
 #[cfg(all(target_os = "linux", feature = "tls"))]

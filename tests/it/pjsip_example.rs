@@ -13,7 +13,7 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Beside the test's own binary, where `cargo test` puts examples.
-fn example() -> PathBuf {
+pub(crate) fn example() -> PathBuf {
     let own = std::env::current_exe().expect("a path");
     let target = own.ancestors().nth(2).expect("a target directory");
     target.join("examples/pjsip_conf")
@@ -45,7 +45,7 @@ impl Drop for Directory {
     }
 }
 
-fn free() -> SocketAddr {
+pub(crate) fn free() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0")
         .and_then(|socket| socket.local_addr())
         .expect("a port")
