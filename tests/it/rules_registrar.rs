@@ -300,6 +300,7 @@ impl World {
                 let within = secs(5 + self.random.below(40));
                 self.told.removes();
                 self.stops.asked(self.sim.elapsed() + within);
+                self.wire.stops(self.sim.elapsed(), within);
                 self.command(Input::Stop(within));
             }
             9 | 10 => {

@@ -32,6 +32,8 @@ pub(super) struct Wire {
     pub(super) dialogues: HashMap<String, Dialogue>,
     /// What is sent on one of these is never answered: another one may follow at once
     pub(super) closed: HashSet<FlowId>,
+    /// When stops were asked for, and when half of their time was over
+    pub(super) stops: Vec<(Duration, Duration)>,
     /// A choice may be left for the next one before timer F (D3)
     pub(super) falls_back: bool,
 }
@@ -62,7 +64,13 @@ impl Wire {
             removes,
         };
         let open = Some(open).filter(|open| !self.closed.contains(&open.flow));
-        let runs = |open: &Open| now < open.since + TIMER_F;
+        // A stop waits for half of its time (D21); who registers again after it waits no longer.
+        let stops = self.stops.clone();
+        let given_up = |open: &Open| {
+            let of_it = |(asked, half): &(Duration, Duration)| open.since <= *asked && now >= *half;
+            stops.iter().any(of_it)
+        };
+        let runs = |open: &Open| now < open.since + TIMER_F && !given_up(open);
         // Another Call-ID with the same number: the flow that had it before.
         let rival = self.dialogues.iter().find(|(other, dialogue)| {
             **other != call_id
@@ -122,6 +130,11 @@ impl Wire {
         for dialogue in self.dialogues.values_mut() {
             dialogue.open.take_if(|open| flows.contains(&open.flow));
         }
+    }
+
+    /// A stop was asked for.
+    pub(super) fn stops(&mut self, now: Duration, within: Duration) {
+        self.stops.push((now, now + within / 2));
     }
 
     /// The time of a stop is over, and with it that of its un-REGISTERs.
