@@ -356,6 +356,11 @@ impl Group {
 
     /// The event is of the whole.
     fn tells(&mut self, event: Event) -> Event {
+        let event = match event {
+            // What refreshes a binding of its own is news where all were told to be gone: one that could not be removed.
+            Event::Refreshed(granted) if !self.told => Event::Registered(granted),
+            event => event,
+        };
         match &event {
             Event::Registered(_) | Event::Refreshed(_) => self.told = true,
             Event::Expired { .. } => self.told = false,

@@ -327,6 +327,44 @@ fn that_all_have_given_up_is_told_with_what_is_bound_still() {
 }
 
 #[test]
+fn what_was_told_to_be_unregistered_is_registered_again_and_not_refreshed() {
+    let mut sim = sim(two("tcp"));
+    let first = sim.sent();
+    sim.reply(&first, Reply::granted(HOUR));
+    // The edge dies: the other one takes over, and the binding of the first cannot be removed.
+    sim.fail_flow(first.flow(), FlowError::Reset);
+    run(&mut sim, secs(90), |_, request| {
+        (edge(request) == 2).then(|| Reply::granted(HOUR))
+    });
+    assert_eq!(up(&sim), [false, true]);
+    sim.events();
+    // None but the first, which is bound still as far as it knows.
+    reconfigure(
+        &mut sim,
+        account().outbound_proxy("sip:edge1.example.com;lr;transport=tcp"),
+    );
+    let mut sent = sim.all_sent();
+    sent.sort_by_key(|request| std::cmp::Reverse(edge(request)));
+    for request in sent {
+        sim.reply(
+            &request,
+            match request.delta_seconds("Expires") {
+                Some(0) => Reply::status(200),
+                _ => Reply::granted(HOUR),
+            },
+        );
+    }
+    let told = sim.events();
+    assert!(
+        matches!(
+            told[..],
+            [Event::Unregistered(Removal::Removed), Event::Registered(_)]
+        ),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn what_the_new_instance_has_bound_is_not_taken_for_what_the_old_one_removes() {
     let mut sim = bound(two("udp"));
     let other = "urn:uuid:00000000-0000-1000-8000-000a95a0e129";
