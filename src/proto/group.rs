@@ -201,6 +201,9 @@ impl Group {
         for member in self.members.iter_mut().filter(|m| ids.contains(&m.id)) {
             (member.bound, member.reachable) = (false, false);
         }
+        for retired in self.retired.iter_mut().filter(|one| ids.contains(&one.id)) {
+            retired.bound = false;
+        }
     }
 
     /// The binding of one of them went with all others: it waits for its turn, which comes where another one registers again.

@@ -444,6 +444,25 @@ fn what_is_asked_for_while_all_bindings_are_removed_is_of_all_flows() {
     }
 }
 
+#[test]
+fn that_all_bindings_are_removed_is_told_though_one_whose_connection_died_is_being_refreshed() {
+    let mut sim = bound(two("tcp"));
+    sim.input(Input::Refresh);
+    let [first, second] = &sim.all_sent()[..] else {
+        panic!("two flows");
+    };
+    sim.reply(first, granted());
+    sim.fail_flow(second.flow(), FlowError::Reset);
+    assert_eq!(edge(&sim.sent()), 2, "once more, over another connection");
+    sim.events();
+    sim.input(Input::RemoveAll);
+    let all = sim.sent();
+    assert_eq!(all.text_of("Contact"), "*");
+    sim.reply(&all, Reply::status(200));
+    assert!(!sim.status().is_registered());
+    assert_eq!(sim.events(), [Event::Unregistered(Removal::Removed)]);
+}
+
 // ---- pauses
 
 #[test]

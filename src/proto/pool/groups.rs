@@ -305,7 +305,7 @@ impl Pool {
         let holds = |id: &RegistrationId| self.status_of(*id).is_some_and(|s| s.is_registered());
         let ended: Vec<_> = bound.into_iter().filter(|id| !holds(id)).collect();
         if emptied {
-            self.let_go_in_pause(owner, id);
+            self.let_all_go(owner, id);
         }
         self.end_wait(owner);
         let Some(group) = self.groups.of_mut(owner) else {
@@ -340,12 +340,6 @@ impl Pool {
                 // It has let go already.
                 Turn::Gone(id) if self.rests(id) => {}
                 Turn::Gone(id) => {
-                    // One whose flow is up says so itself.
-                    let lease = self.status_of(id).and_then(|status| status.lease);
-                    let dead = lease.is_some_and(|lease| lease.flow.is_none());
-                    if let Some(entry) = self.entry_mut(id).filter(|_| dead) {
-                        entry.machine.let_all_go();
-                    }
                     let input = match self.pause_of(id) {
                         Some(until) => Input::Pause {
                             until,
@@ -399,17 +393,24 @@ impl Pool {
         entry.is_some_and(|entry| entry.machine.pause().is_some() && !entry.machine.is_busy())
     }
 
-    /// All bindings were removed by one machine: others that rest have nothing under way that could bind them again.
-    fn let_go_in_pause(&mut self, owner: RegistrationId, by: RegistrationId) {
-        let others = self.members(owner).into_iter().filter(|id| *id != by);
-        let paused: Vec<_> = others.filter(|id| self.rests(*id)).collect();
-        for id in &paused {
+    /// All bindings were removed by one machine: others have none any more. But one whose flow is up says so itself, and may
+    /// have something under way that binds it again.
+    fn let_all_go(&mut self, owner: RegistrationId, by: RegistrationId) {
+        let dead = |id: RegistrationId| {
+            let lease = self.status_of(id).and_then(|status| status.lease);
+            lease.is_some_and(|lease| lease.flow.is_none())
+        };
+        let group = self.groups.of(owner).into_iter();
+        let others = group.flat_map(|group| group.ids().chain(group.retired()));
+        let others = others.filter(|id| *id != by);
+        let gone: Vec<_> = others.filter(|id| self.rests(*id) || dead(*id)).collect();
+        for id in &gone {
             if let Some(entry) = self.entry_mut(*id) {
                 entry.machine.let_all_go();
             }
         }
         if let Some(group) = self.groups.of_mut(owner) {
-            group.have_none(&paused);
+            group.have_none(&gone);
         }
     }
 
