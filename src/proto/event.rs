@@ -434,6 +434,12 @@ impl fmt::Display for Event {
                         "neither forbidden_retry_interval nor fatal_retry_interval is set"
                     }
                     (GiveUp::NoInterval, _) => "fatal_retry_interval is not set",
+                    // Other credentials may not help.
+                    (GiveUp::CredentialsRefused, _)
+                        if matches!(failure, Failure::Unanswerable { .. }) =>
+                    {
+                        "fatal_retry_interval is not set"
+                    }
                     (GiveUp::CredentialsRefused, _) => "the credentials have to change first",
                 };
                 let said = Said(failure, exchange.as_deref());

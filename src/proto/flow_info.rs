@@ -400,7 +400,7 @@ pub enum FlowError {
     #[error(transparent)]
     WebSocket(WsError),
     /// Nothing was sent: the target has just not answered others, or asked to be left alone (Retry-After, D11).
-    #[error("the target is known to be down")]
+    #[error("not asked, as it {}", neglected(.retry_after))]
     TargetDown {
         /// For how much longer it asked to be left alone
         retry_after: Option<Duration>,
@@ -443,6 +443,14 @@ pub enum FlowError {
     /// The host or the agent closed it.
     #[error("closed by us")]
     ClosedByUs,
+}
+
+/// What a target that is left alone has done, to this registration or another one
+const fn neglected(retry_after: &Option<Duration>) -> &'static str {
+    match retry_after {
+        Some(_) => "wants to be left alone for a while",
+        None => "has just not answered",
+    }
 }
 
 impl FlowError {

@@ -206,6 +206,11 @@ fn the_line_of_a_failure_has_what_the_answer_says_beside_its_code() {
             &[("retry_interval", "0")],
             "gave up: 503 Service Unavailable; neither retry_interval nor fatal_retry_interval is set, not bound",
         ),
+        (
+            Reply::status(401),
+            &[],
+            "gave up: challenge cannot be answered: no digest challenge; fatal_retry_interval is not set, not bound",
+        ),
         // Names of the answer count where they explain it.
         (
             Reply::status(500).header("Require", "path"),
@@ -215,5 +220,19 @@ fn the_line_of_a_failure_has_what_the_answer_says_beside_its_code() {
         ),
     ] {
         assert_eq!(line_of(answer, lines), told);
+    }
+}
+
+#[test]
+fn a_target_that_is_left_alone_is_told_with_the_reason() {
+    for (retry_after, told) in [
+        (
+            Some(Duration::from_secs(60)),
+            "not asked, as it wants to be left alone for a while",
+        ),
+        (None, "not asked, as it has just not answered"),
+    ] {
+        let error = FlowError::TargetDown { retry_after };
+        assert_eq!(Failure::from(error).to_string(), told);
     }
 }
