@@ -149,7 +149,7 @@ fn the_named_transport_limits_the_protocols() {
     assert_matches!(
         &sim.events()[..],
         [Event::Rejected {
-            failure: Failure::Resolve(ResolveError::Failed(_)),
+            failure: Failure::Resolve(ResolveError::NoProtocol(_)),
             ..
         }]
     );
