@@ -56,11 +56,9 @@ impl Flow for HostFlow {
     }
 
     fn send(&self, message: Bytes) -> Result<(), FlowError> {
-        match self.socket.try_send_to(&message, self.info.remote()) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(FlowError::Full),
-            Err(error) => Err(error.into()),
-        }
+        // `WouldBlock` becomes `FlowError::Full`: the agent keeps the message and comes again.
+        self.socket.try_send_to(&message, self.info.remote())?;
+        Ok(())
     }
 
     fn close(&self) {} // the socket is the host's

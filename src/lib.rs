@@ -15,8 +15,7 @@
 //!     .outbound_auth(Credentials::password("alice", "secret"))
 //!     .max_random_initial_delay(Duration::ZERO)
 //!     .build()?;
-//! let registration = agent.add(account).await?;
-//! registration.registered().await?;
+//! agent.add(account).await?;
 //! while let Some((id, event)) = events.next().await {
 //!     println!("{id} {event}");
 //! }
@@ -137,6 +136,9 @@
 #![cfg_attr(all(doctest, feature = "dns", feature = "tls"), doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/migrating-from-asterisk.md"))]
 #![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/softphone.md"))]
+#![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/pbx.md"))]
+#![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/stack.md"))]
+#![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/testing.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "tokio")]

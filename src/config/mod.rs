@@ -614,6 +614,13 @@ impl From<&str> for ContactUser {
     }
 }
 
+impl From<&String> for ContactUser {
+    /// An empty text is the default, `s`, as in pjsip.conf.
+    fn from(name: &String) -> Self {
+        Self::from(name.as_str())
+    }
+}
+
 impl From<String> for ContactUser {
     /// An empty text is the default, `s`, as in pjsip.conf.
     fn from(name: String) -> Self {

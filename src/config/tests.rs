@@ -64,6 +64,17 @@ fn explicit_options_win_over_the_policy_in_any_order() {
 }
 
 #[test]
+fn the_contact_user_is_taken_as_it_comes() {
+    for (user, contact) in [("alice", "alice"), ("", "s")] {
+        let owned = user.to_owned();
+        let account = built(builder().contact_user(&owned));
+        assert_eq!(account.contact_user().as_str(), Some(contact));
+        assert_eq!(built(builder().contact_user(user)), account);
+        assert_eq!(built(builder().contact_user(owned)), account);
+    }
+}
+
+#[test]
 fn each_rule_has_its_error() {
     let table: &[(Edit, &str)] = &[
         (|b| b.server_uri("tel:1"), "server_uri is not a sip"),

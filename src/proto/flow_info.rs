@@ -381,7 +381,8 @@ pub enum FlowError {
     /// No connection within the time allowed.
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
-    /// Nothing was sent: the transport's queue is full, the message stays with the sender.
+    /// Nothing was sent: the transport's queue is full, the message stays with the sender. An I/O error of the kind
+    /// `WouldBlock` becomes this.
     #[error("send queue is full")]
     Full,
     /// No transport speaks this protocol.
@@ -495,7 +496,8 @@ pub enum TlsError {
     /// The peer's certificate, or one of its issuers', is not valid yet.
     #[error("the peer's certificate is not valid yet")]
     NotYetValid,
-    /// No trusted root vouches for the peer's certificate: a private CA, or a self-signed certificate.
+    /// No trusted root vouches for the peer's certificate: a private CA, or a self-signed certificate. Either can be named
+    /// as a root.
     #[error("no trusted root vouches for the peer's certificate")]
     UnknownIssuer,
     /// The certificate is good, but not for the name that was asked for (RFC 5922 §7.3).
@@ -592,10 +594,37 @@ impl From<std::io::Error> for FlowError {
                 Self::Reset
             }
             ErrorKind::UnexpectedEof => Self::Closed,
+            // What a socket that must not wait says when it has no room: nothing was sent, and the flow lives.
+            ErrorKind::WouldBlock => Self::Full,
             kind => Self::Io {
                 kind,
                 message: error.to_string().into(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_socket_that_would_have_to_wait_is_full_and_not_lost() {
+        assert_eq!(
+            FlowError::from(Error::from(ErrorKind::WouldBlock)),
+            FlowError::Full
+        );
+        let other = FlowError::from(Error::from(ErrorKind::PermissionDenied));
+        assert!(
+            matches!(
+                other,
+                FlowError::Io {
+                    kind: ErrorKind::PermissionDenied,
+                    ..
+                }
+            ),
+            "{other:?}"
+        );
     }
 }

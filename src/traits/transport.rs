@@ -51,8 +51,8 @@ pub trait Flow: Send + Sync + Debug {
     /// out as a Ping, and the Pong to be handed over as CRLF: one that does not come in 10 s ends the flow.
     ///
     /// # Errors
-    /// [`FlowError::Full`]: nothing was sent and the flow lives, the agent comes again later. Anything else: the flow
-    /// is of no use any more.
+    /// [`FlowError::Full`]: nothing was sent and the flow lives, the agent comes again later; an I/O error of the kind
+    /// `WouldBlock` becomes that by `?`. Anything else: the flow is of no use any more.
     fn send(&self, message: Bytes) -> Result<(), FlowError>;
 
     /// Ends the flow; nothing is reported of it afterwards.

@@ -17,6 +17,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 pub(super) struct Parsed {
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
+    /// Whether it names itself as its issuer
+    pub(super) self_issued: bool,
     names: Vec<Name>,
 }
 
@@ -52,6 +54,7 @@ impl Parsed {
         Some(Self {
             not_before: validity.not_before.to_system_time(),
             not_after: validity.not_after.to_system_time(),
+            self_issued: inner.issuer() == inner.subject(),
             names,
         })
     }
@@ -142,6 +145,7 @@ mod tests {
         Parsed {
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::UNIX_EPOCH,
+            self_issued: false,
             names: names.to_vec(),
         }
     }
