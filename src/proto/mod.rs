@@ -44,6 +44,7 @@ pub use message::scan::{Headers, Message, ParseError, Request, Response};
 pub use message::value::{Contact, NameAddr, ParamValue, Via};
 pub(crate) use pool::accepts;
 pub use pool::{Pool, PoolOutput};
+#[cfg(feature = "pjsip-conf")]
 pub(crate) use said::Said;
 pub use transcript::Transcript;
 pub use verdict::{FailureClass, GiveUp};
