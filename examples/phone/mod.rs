@@ -5,9 +5,7 @@ mod file;
 pub(crate) use file::file;
 
 use bytes::Bytes;
-use sip_registration::{
-    Agent, FlowId, InboundMessage, Registration, RegistrationId, Request, WayOut,
-};
+use sip_registration::{Agent, InboundMessage, Registration, RegistrationId, Request, WayOut};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -68,8 +66,8 @@ impl Phone {
             ("INVITE", None) => message.response(404),
             ("INVITE", Some(found)) if self.answer => {
                 let ways = self.agent.ways_out(found.registration).await;
-                match way_back(ways, message.flow) {
-                    Some(way) => return self.take(message, &request, call, &way).await,
+                match message.way_back(&ways) {
+                    Some(way) => return self.take(message, &request, call, way).await,
                     None => message.response(480),
                 }
             }
@@ -152,12 +150,6 @@ impl Phone {
             before.abort();
         }
     }
-}
-
-/// The way that the call came, else the best one: what is sent in this dialog is to go over the same flow (RFC 5626 §4.3).
-fn way_back(ways: Vec<WayOut>, flow: Option<FlowId>) -> Option<WayOut> {
-    let at = ways.iter().position(|way| Some(way.flow) == flow);
-    ways.into_iter().nth(at.unwrap_or_default())
 }
 
 /// An answer to the offer that takes none of its media: port 0 (RFC 3264 §6).

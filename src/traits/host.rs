@@ -1,7 +1,7 @@
 //! The application's side: what it is told, and the messages that are not ours.
 
 use super::FirstLine;
-use crate::{Event, FlowId, RegistrationId};
+use crate::{Event, FlowId, RegistrationId, WayOut};
 use bytes::Bytes;
 use std::fmt;
 use std::net::SocketAddr;
@@ -117,6 +117,18 @@ impl InboundMessage {
         Ok(request)
     }
 
+    /// Of the [ways out](crate::Pool::ways_out) of its registration the one on whose flow it came, as what follows in a dialog
+    /// is to come the same way (RFC 5626 §4.3), or else the best one: over UDP a call may come from elsewhere than REGISTERs
+    /// go to, on no flow at all. Its [`contact`](crate::WayOut::contact) is for the Contact of our 2xx.
+    ///
+    /// None where there is no way out.
+    #[must_use]
+    pub fn way_back<'a>(&self, ways: &'a [WayOut]) -> Option<&'a WayOut> {
+        ways.iter()
+            .find(|way| Some(way.flow) == self.flow)
+            .or_else(|| ways.first())
+    }
+
     /// A response to it; none where it is no request, or an ACK, which is never answered (RFC 3261 §17), or where `code` is
     /// not from 100 to 699.
     ///
@@ -147,5 +159,26 @@ pub trait Host: Send + Sync {
     /// this panics is answered with 500.
     fn message(&self, message: InboundMessage) -> Result<(), InboundMessage> {
         Err(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_answered_the_way_it_came_or_else_the_best_way() {
+        let [first, second, other] = [1, 2, 3].map(FlowId::new);
+        let ways = [
+            WayOut::new(first, "sip:alice@192.0.2.1"),
+            WayOut::new(second, "sip:alice@192.0.2.1;transport=tcp"),
+        ];
+        let call = InboundMessage::new(([192, 0, 2, 9], 5060).into(), Bytes::new());
+        let back = |call: &InboundMessage| call.way_back(&ways).map(|way| way.flow);
+        assert_eq!(back(&call.clone().with_flow(second)), Some(second));
+        assert_eq!(back(&call.clone().with_flow(first)), Some(first));
+        assert_eq!(back(&call.clone().with_flow(other)), Some(first));
+        assert_eq!(back(&call), Some(first), "over UDP from elsewhere");
+        assert_eq!(call.with_flow(first).way_back(&[]), None);
     }
 }
