@@ -445,6 +445,18 @@ fn what_is_asked_for_while_all_bindings_are_removed_is_of_all_flows() {
 }
 
 #[test]
+fn what_was_bound_before_all_bindings_were_removed_is_not_removed_once_more() {
+    let mut sim = bound(two("tcp"));
+    sim.advance(secs(1));
+    sim.input(Input::RemoveAll);
+    let all = sim.sent();
+    sim.reply(&all, Reply::status(200));
+    assert!(sim.is_silent(), "nothing is left that could be refused");
+    assert_eq!(sim.events(), [Event::Unregistered(Removal::Removed)]);
+    assert_eq!((up(&sim), sim.deadline()), (vec![false, false], None));
+}
+
+#[test]
 fn that_all_bindings_are_removed_is_told_though_one_whose_connection_died_is_being_refreshed() {
     let mut sim = bound(two("tcp"));
     sim.input(Input::Refresh);

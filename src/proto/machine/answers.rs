@@ -706,7 +706,7 @@ impl Machine {
                 // Nothing but resume and refresh ends a pause.
                 self.plan = paused.map_or(Plan::Idle, |until| Plan::Paused { until });
                 self.reference = ReferenceStatus::Unregistered;
-                self.seldom.change().emptied = true;
+                self.seldom.change().emptied = Some(sent_at);
                 cx.out
                     .push(Output::Event(Event::Unregistered(Removal::Removed)));
                 self.finish(cx);

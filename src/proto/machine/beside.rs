@@ -92,10 +92,15 @@ impl Machine {
         }
     }
 
-    /// Whether all bindings were removed since this was asked last.
-    pub(crate) fn take_emptied(&mut self) -> bool {
-        let seldom = self.seldom.there();
-        seldom.is_some_and(|seldom| std::mem::take(&mut seldom.emptied))
+    /// Whether what it holds was granted before, and nothing is under way that binds it again.
+    pub(crate) fn was_bound_before(&self, at: Instant) -> bool {
+        let lease = self.lease.as_ref();
+        !self.registers() && lease.is_some_and(|lease| lease.at < at)
+    }
+
+    /// Whether all bindings were removed since this was asked last: by a request that was sent then.
+    pub(crate) fn take_emptied(&mut self) -> Option<Instant> {
+        self.seldom.there().and_then(|seldom| seldom.emptied.take())
     }
 
     /// How many flows there are, by the configuration in force and by those that wait: a flow of the next one may be up

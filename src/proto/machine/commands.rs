@@ -297,9 +297,9 @@ impl Machine {
             paced: self.paced,
             ..Self::new(to, identity, cx.entropy)
         };
-        if emptied {
+        if emptied.is_some() {
             // What this tells of the other flows is still to be told.
-            self.seldom.change().emptied = true;
+            self.seldom.change().emptied = emptied;
         }
     }
 

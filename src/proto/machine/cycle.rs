@@ -644,7 +644,7 @@ impl Machine {
         let old = match contact {
             ContactForm::Ours(_) if !self.seldom.sole_contact => {
                 // Where it is not known whether the registrar does outbound, it removes what has expires=0 (RFC 5626 §6).
-                let known = outbound_is_known || self.seldom.others_hold;
+                let known = outbound_is_known || self.seldom.others_outbound;
                 old_contacts(
                     &self.registration,
                     self.lease.as_ref(),

@@ -535,10 +535,13 @@ impl Machine {
             if cycle.insists || cycle.purpose != Purpose::Register)
     }
 
-    /// Says whether another flow of the same registration is up: then this one is tried without end (RFC 5626 §4.5).
-    pub(crate) fn others_hold(&mut self, others_hold: bool) {
-        if self.seldom.others_hold != others_hold {
-            self.seldom.change().others_hold = others_hold;
+    /// Says whether another flow of the same registration is up: then this one is tried without end (RFC 5626 §4.5); and
+    /// whether its registrar does outbound.
+    pub(crate) fn others_hold(&mut self, others_hold: bool, outbound: bool) {
+        let others = (others_hold, outbound);
+        if (self.seldom.others_hold, self.seldom.others_outbound) != others {
+            let seldom = self.seldom.change();
+            (seldom.others_hold, seldom.others_outbound) = others;
         }
     }
 

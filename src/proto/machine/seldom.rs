@@ -37,8 +37,10 @@ pub(super) struct Seldom {
     pub(super) without_outbound: bool,
     /// Another flow of the same registration is up
     pub(super) others_hold: bool,
-    /// The registrar has removed all bindings, which the other flows are not told yet
-    pub(super) emptied: bool,
+    /// … at a registrar that does outbound
+    pub(super) others_outbound: bool,
+    /// The registrar has removed all bindings, by a request that was sent then; the other flows are not told yet
+    pub(super) emptied: Option<Instant>,
     /// What the last grant said of requests that the host sends
     pub(super) bearings: Option<Box<Bearings>>,
 }
@@ -70,7 +72,8 @@ static NOTHING: Seldom = Seldom {
     untried: None,
     without_outbound: false,
     others_hold: false,
-    emptied: false,
+    others_outbound: false,
+    emptied: None,
     bearings: None,
     transcript: None,
     sent_at: None,
@@ -95,6 +98,7 @@ impl Seldom {
             untried,
             without_outbound,
             others_hold,
+            others_outbound,
             emptied,
             bearings,
             transcript,
@@ -112,7 +116,8 @@ impl Seldom {
             && untried.is_none()
             && !without_outbound
             && !others_hold
-            && !emptied
+            && !others_outbound
+            && emptied.is_none()
             && bearings.is_none()
             && transcript.is_none()
             && sent_at.is_none()

@@ -59,6 +59,11 @@ impl Groups {
         self.of(self.owner(id))
             .is_some_and(|group| group.another_is_up(id))
     }
+
+    /// Whether the registrar has said to one of its flows that it knows them from one another.
+    pub(super) fn is_outbound(&self, id: RegistrationId) -> bool {
+        self.of(self.owner(id)).is_some_and(Group::is_outbound)
+    }
 }
 
 impl Pool {
@@ -294,25 +299,24 @@ impl Pool {
     /// What one machine tells is told of its registration.
     pub(super) fn tell(&mut self, cx: &mut Out<'_>, id: RegistrationId, event: Event) {
         let owner = self.groups.owner(id);
-        let emptied = event == Event::Unregistered(Removal::Removed)
-            && self
-                .entry_mut(id)
-                .is_some_and(|entry| entry.machine.take_emptied());
+        let entry = self.entry_mut(id);
+        let emptied = entry.filter(|_| event == Event::Unregistered(Removal::Removed));
+        let emptied = emptied.and_then(|entry| entry.machine.take_emptied());
         let Some(group) = self.groups.of(owner) else {
             return cx.out.push(PoolOutput::Event(id, event));
         };
         let bound: Vec<_> = group.bound().filter(|other| *other != id).collect();
         let holds = |id: &RegistrationId| self.status_of(*id).is_some_and(|s| s.is_registered());
         let ended: Vec<_> = bound.into_iter().filter(|id| !holds(id)).collect();
-        if emptied {
-            self.let_all_go(owner, id);
+        if let Some(sent_at) = emptied {
+            self.let_all_go(owner, id, sent_at);
         }
         self.end_wait(owner);
         let Some(group) = self.groups.of_mut(owner) else {
             return;
         };
         group.have_none(&ended);
-        if emptied {
+        if emptied.is_some() {
             group.empty(id);
         }
         let (mut told, turns) = group.event(id, event);
@@ -393,17 +397,20 @@ impl Pool {
         entry.is_some_and(|entry| entry.machine.pause().is_some() && !entry.machine.is_busy())
     }
 
-    /// All bindings were removed by one machine: others have none any more. But one whose flow is up says so itself, and may
-    /// have something under way that binds it again.
-    fn let_all_go(&mut self, owner: RegistrationId, by: RegistrationId) {
-        let dead = |id: RegistrationId| {
+    /// All bindings were removed by a request of one machine: others have none any more that were granted before that was
+    /// sent, or whose flow is dead. One that was being bound meanwhile may be again, and un-REGISTERs.
+    fn let_all_go(&mut self, owner: RegistrationId, by: RegistrationId, sent_at: Instant) {
+        let had = |id: RegistrationId| {
             let lease = self.status_of(id).and_then(|status| status.lease);
-            lease.is_some_and(|lease| lease.flow.is_none())
+            let dead = lease.is_some_and(|lease| lease.flow.is_none());
+            dead || self
+                .entry(id)
+                .is_some_and(|entry| entry.machine.was_bound_before(sent_at))
         };
         let group = self.groups.of(owner).into_iter();
         let others = group.flat_map(|group| group.ids().chain(group.retired()));
         let others = others.filter(|id| *id != by);
-        let gone: Vec<_> = others.filter(|id| self.rests(*id) || dead(*id)).collect();
+        let gone: Vec<_> = others.filter(|id| self.rests(*id) || had(*id)).collect();
         for id in &gone {
             if let Some(entry) = self.entry_mut(*id) {
                 entry.machine.let_all_go();

@@ -526,11 +526,12 @@ impl Pool {
         let again = !matches!(input, Input::Opened { .. });
         let mut outputs = self.scratch.pop().unwrap_or_default();
         let others_hold = self.groups.another_is_up(id);
+        let outbound = self.groups.is_outbound(id);
         if matches!(input, Input::Response(_)) {
             self.show_beside(id);
         }
         if let Some(entry) = self.entry_mut(id) {
-            entry.machine.others_hold(others_hold);
+            entry.machine.others_hold(others_hold, outbound);
             let mut inner = Cx {
                 now: cx.now,
                 wall: cx.wall,
