@@ -132,13 +132,44 @@ impl World {
 }
 
 #[test]
-fn without_a_ceiling_only_the_window_holds_a_burst_back() {
-    let mut world = World::new(0);
-    world.add(0..1000);
-    world.run(Duration::ZERO);
-    assert_eq!(world.sent.len(), 64);
-    world.run(secs(5));
-    assert_eq!(world.registered(), 1000);
+fn a_retransmission_that_took_its_turn_late_counts_from_then_for_its_registration() {
+    let mut policy = Policy::default();
+    policy.registers_a_second = NonZeroU32::new(1);
+    let mut sim = Sim::many([]);
+    sim.with(|pool, _| pool.set_registers_a_second(NonZeroU32::new(3)));
+    sim.add(built(account(0).policy(policy)));
+    sim.advance(millis(0));
+    let first = sim.sent();
+    // Another one is sent again just before the first is to be.
+    sim.advance(millis(100));
+    sim.add(built(account(1)));
+    let mut others = Vec::new();
+    let again = loop {
+        let next = sim.deadline().expect("something is planned");
+        sim.advance(next);
+        let sent = sim.all_sent();
+        let call_id = first.text_of("Call-ID");
+        if sent.iter().any(|one| one.text_of("Call-ID") == call_id) {
+            break sim.elapsed();
+        }
+        others.extend(sent);
+    };
+    for other in &others {
+        sim.reply(other, Reply::granted(600));
+    }
+    let challenge = "Digest realm=\"example.com\", nonce=\"n\", qop=\"auth\"";
+    let reply = Reply::status(401).header("WWW-Authenticate", challenge);
+    sim.reply(&first, reply);
+    while !sim
+        .all_sent()
+        .iter()
+        .any(|request| request.text_of("Authorization").contains("u0"))
+    {
+        let next = sim.deadline().expect("something is planned");
+        sim.advance(next);
+    }
+    let after = sim.elapsed() - again;
+    assert!(after >= secs(1), "{after:?} after {again:?}");
 }
 
 #[test]

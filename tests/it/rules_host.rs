@@ -157,7 +157,7 @@ fn an_answer_after_29_s_is_in_time_and_a_slow_refresh_stays_registered() {
 }
 
 /// Whether the `response` of a Digest with MD5 and `qop=auth` was made with this secret (RFC 7616 §3.4.1)
-fn made_with(secret: &str, authorization: &str) -> bool {
+pub(crate) fn made_with(secret: &str, authorization: &str) -> bool {
     use md5::{Digest, Md5};
     let param = |name: &str| {
         let (_, rest) = authorization
@@ -245,6 +245,23 @@ fn a_refused_secret_ends_it_and_a_retry_asks_the_provider_again() {
     let answer = sim.sent();
     sim.reply(&answer, Reply::granted(600));
     assert!(sim.status().is_registered());
+}
+
+#[test]
+fn a_retry_that_is_asked_for_in_a_pause_asks_the_provider_anew_after_it() {
+    let mut sim = bound("old", Policy::default());
+    sim.asked();
+    let (until, unregister) = (None, false);
+    sim.input(Input::Pause { until, unregister });
+    sim.provide(Some(Secret::password("new")));
+    sim.input(Input::RetryCredentials);
+    assert!(sim.is_silent(), "a pause goes on");
+    sim.input(Input::Resume);
+    let first = sim.sent();
+    assert_eq!(first.text_of("Authorization"), "");
+    sim.reply(&first, challenge("n2"));
+    assert_eq!(sim.asked().len(), 1);
+    assert!(made_with("new", &response_of(&sim.sent())));
 }
 
 #[test]

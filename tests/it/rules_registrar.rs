@@ -34,6 +34,8 @@ struct Kind {
     fallback: bool,
     /// Whether Contact, instance and credentials change, on either side, edges answer 430, and ceilings come and go
     changes: bool,
+    /// Whether a provider is asked for the password, which is slow, silent, or finds another one than the registrar has
+    provides: bool,
 }
 
 /// What a configuration may say otherwise
@@ -58,6 +60,9 @@ const OTHER: Shape = Shape {
     name: "mallory",
 };
 
+/// Those that a registrar has, and a provider finds
+const SECRETS: [&str; 2] = ["secret", "changed"];
+
 fn account(kind: Kind, flows: u8, agent: &str, shape: Shape) -> Registration {
     let transport = if kind.tcp { "tcp" } else { "udp" };
     let mut policy = Policy::persistent();
@@ -70,7 +75,10 @@ fn account(kind: Kind, flows: u8, agent: &str, shape: Shape) -> Registration {
         .instance(InstanceId::parse(shape.urn).expect("a urn"))
         .outbound(true)
         .outbound_proxy(format!("sip:192.0.2.11;lr;transport={transport}"))
-        .outbound_auth(Credentials::password(shape.name, "secret"))
+        .outbound_auth(match kind.provides {
+            true => Credentials::provided(shape.name),
+            false => Credentials::password(shape.name, "secret"),
+        })
         .max_random_initial_delay(Duration::ZERO)
         .user_agent(agent)
         .policy(policy);
@@ -97,6 +105,10 @@ struct World {
     wire: Wire,
     told: Story,
     stops: Stops,
+    /// Questions for the password that the provider has not answered
+    asked: Vec<(RegistrationId, OpId)>,
+    /// Whether it does not answer now
+    stalled: bool,
     path: Vec<String>,
     /// Whether answers are lost
     losing: bool,
@@ -124,6 +136,10 @@ impl World {
             ..Registrar::default()
         };
         registrar.foreign();
+        if kind.provides {
+            registrar.secret = SECRETS[0];
+            sim.provide(Some(Secret::password(SECRETS[0])));
+        }
         let flows = 1 + random.below(4) as u8;
         sim.add(account(kind, flows, "a", SHAPE));
         Self {
@@ -140,6 +156,8 @@ impl World {
             },
             told: Story::default(),
             stops: Stops::default(),
+            asked: Vec::new(),
+            stalled: false,
             path: vec![format!("{kind:?} {seed} {flows} flows")],
             losing: kind.faults,
             emptied: false,
@@ -190,6 +208,8 @@ impl World {
             self.holds(sent.map(drop));
             self.open.push(request);
         }
+        let asked = self.sim.asked().into_iter().filter(|_| self.stalled);
+        self.asked.extend(asked.map(|(id, op, _)| (id, op)));
         for (_, event) in self.sim.all_events() {
             self.say(format!("! {event}"));
             // It lives until it expires then, which the event says.
@@ -276,6 +296,10 @@ impl World {
     fn step(&mut self) {
         if self.kind.changes && self.random.below(6) == 0 {
             self.change();
+            return self.look();
+        }
+        if self.kind.provides && self.random.below(6) == 0 {
+            self.provide();
             return self.look();
         }
         let id = self.sim.id();
@@ -410,6 +434,38 @@ impl World {
         self.reconfigure(flows, "a");
     }
 
+    /// What only those lives know whose provider is asked.
+    fn provide(&mut self) {
+        self.touched = self.sim.elapsed();
+        let secret = SECRETS[self.random.below(2) as usize];
+        match self.random.below(6) {
+            0 | 1 => {
+                self.stalled = self.random.below(2) == 0;
+                self.say(format!("the provider is silent: {}", self.stalled));
+                self.sim.stall_provider(self.stalled);
+            }
+            2 => {
+                self.say(format!("the provider finds {secret}"));
+                self.sim.provide(Some(Secret::password(secret)));
+            }
+            3 => {
+                self.say(format!("the registrar has {secret}"));
+                self.registrar.secret = secret;
+            }
+            4 => self.command(Input::RetryCredentials),
+            _ if self.asked.is_empty() => {}
+            _ => {
+                // In time or not, and not always with something.
+                let nth = self.random.below(self.asked.len() as u64) as usize;
+                let (id, op) = self.asked.remove(nth);
+                let found = self.random.below(4) > 0;
+                self.say(format!("the provider answers late: {found} {secret}"));
+                let secret = found.then(|| Secret::password(secret));
+                self.sim.tell(id, op, secret);
+            }
+        }
+    }
+
     fn reconfigure(&mut self, flows: u8, agent: &str) {
         self.say(format!("reconfigure to {flows} {agent} {:?}", self.shape));
         self.told.removes();
@@ -516,10 +572,21 @@ fn life(seed: u64, kind: Kind) {
         world.registrar.knows = world.shape.name;
         world.sim.with(|pool, _| pool.set_registers_a_second(None));
     }
+    if kind.provides {
+        world.registrar.secret = SECRETS[0];
+        world.sim.provide(Some(Secret::password(SECRETS[0])));
+        world.sim.stall_provider(false);
+        world.stalled = false;
+    }
     world.quiet(secs(200));
     world.sim.with(|pool, cx| pool.retry_credentials(cx, id));
     world.command(Input::Resume);
     world.command(Input::Refresh);
+    if kind.provides {
+        // What a provider found once is kept until it is refused, and that ends a registration (D6).
+        world.quiet(secs(200));
+        world.command(Input::RetryCredentials);
+    }
     world.quiet(secs(2 * 3600));
     let flows = world.sim.pool().flow_statuses(id);
     assert!(world.sim.status().is_reachable(), "{}", world.story());
@@ -605,6 +672,13 @@ fn kinds() -> Vec<Kind> {
                 tcp,
                 faults,
                 asks: true,
+                provides: true,
+                ..CALM
+            });
+            kinds.push(Kind {
+                tcp,
+                faults,
+                asks: true,
                 changes: true,
                 ..CALM
             });
@@ -639,6 +713,7 @@ const CALM: Kind = Kind {
     faults: false,
     fallback: false,
     changes: false,
+    provides: false,
 };
 
 #[test]
@@ -694,6 +769,22 @@ fn what_changes_on_either_side_leaves_nothing_behind() {
                 };
                 lives(kind, 4);
             }
+        }
+    }
+}
+
+#[test]
+fn a_provider_that_is_slow_silent_or_wrong_leaves_nobody_behind() {
+    for tcp in [false, true] {
+        for faults in [false, true] {
+            let kind = Kind {
+                tcp,
+                faults,
+                asks: true,
+                provides: true,
+                ..CALM
+            };
+            lives(kind, 2);
         }
     }
 }

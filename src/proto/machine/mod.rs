@@ -510,6 +510,22 @@ impl Machine {
             Step::Registering(transaction) if transaction.message.as_ptr() == message.as_ptr()))
     }
 
+    /// A request went out once more, now or where its turn came later: the next one keeps its distance from that (D16).
+    pub(crate) fn resent(&mut self, now: Instant) {
+        if let Some(seldom) = self.seldom.there()
+            && seldom.sent_at.is_some()
+        {
+            seldom.sent_at = Some(now);
+        }
+    }
+
+    /// The credentials may be tried again: what a provider found before is not what goes along with the next attempt.
+    pub(crate) fn ask_anew(&mut self) {
+        if !self.is_busy() {
+            self.sessions.clear_for_retry();
+        }
+    }
+
     /// Whether the last attempt failed.
     pub(crate) const fn has_failed(&self) -> bool {
         self.last_failure.is_some()

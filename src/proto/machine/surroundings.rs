@@ -66,11 +66,7 @@ impl Machine {
                                     message,
                                 });
                             }
-                            if let Some(seldom) = self.seldom.there()
-                                && seldom.sent_at.is_some()
-                            {
-                                seldom.sent_at = Some(cx.now);
-                            }
+                            self.resent(cx.now);
                             if late {
                                 self.found(cx, TargetOutcome::Late);
                             }

@@ -57,11 +57,12 @@ impl Pool {
     }
 
     /// A person says that the credentials of a registration may be tried again, whatever it is doing: the next question is
-    /// answered so.
+    /// answered so, and a provider is asked anew.
     pub(super) fn forgive(&mut self, id: RegistrationId) {
         let pardon = self.guard.pardon();
         if let Some(entry) = self.entry_mut(id) {
             entry.guard.get_or_insert_default().pardon = Some(pardon);
+            entry.machine.ask_anew();
         }
     }
 }

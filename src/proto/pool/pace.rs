@@ -337,9 +337,13 @@ impl Pool {
                 }
             }
             Turn::Resend(flow, message) => {
-                let entry = self.entry(id);
+                let now = cx.now;
+                let entry = self.entry_mut(id);
                 // It may have been answered while it waited.
-                if entry.is_some_and(|entry| entry.machine.waits_for_answer_to(&message)) {
+                if let Some(entry) =
+                    entry.filter(|entry| entry.machine.waits_for_answer_to(&message))
+                {
+                    entry.machine.resent(now);
                     self.transmit(cx, id, flow, message, false);
                 }
             }

@@ -1,5 +1,6 @@
 //! A registrar that keeps bindings as RFC 3261 §10.3 and RFC 5626 §6 say.
 
+use super::super::rules_host::made_with;
 use super::secs;
 use sip_registration::SipUri;
 use sip_registration::testkit::{Reply, SentRequest};
@@ -28,6 +29,8 @@ pub(super) struct Registrar {
     pub(super) asks: bool,
     /// Whose password it knows
     pub(super) knows: &'static str,
+    /// The password, where it looks at it
+    pub(super) secret: &'static str,
     /// Lists what it was given beside the URI
     pub(super) echoes: bool,
     /// Edges that put no `ob` into Path
@@ -87,8 +90,9 @@ impl Registrar {
         let proved = request
             .header("Authorization")
             .is_some_and(|authorization| {
-                self.knows.is_empty()
-                    || authorization.contains(&format!("username=\"{}\"", self.knows))
+                (self.knows.is_empty()
+                    || authorization.contains(&format!("username=\"{}\"", self.knows)))
+                    && (self.secret.is_empty() || made_with(self.secret, &authorization))
             });
         if self.asks && !proved {
             return Reply::challenge("r", "n");
