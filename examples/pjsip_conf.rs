@@ -127,6 +127,8 @@ async fn run(options: Options) -> Result<ExitCode> {
     if options.check {
         return Ok(check(&loaded, &files));
     }
+    // From here on a SIGHUP is no end.
+    let mut signals = Signals::new()?;
     tell(&loaded);
     let names = Names::default();
     let statsd = match options.statsd {
@@ -159,7 +161,6 @@ async fn run(options: Options) -> Result<ExitCode> {
     };
     let printing = tokio::spawn(pjsip::print(service.agent.events(), service.names.clone()));
     let mut commands = Some(standard_input());
-    let mut signals = Signals::new()?;
     service.start(loaded).await?;
     say(HELP);
     loop {

@@ -5,8 +5,8 @@ use super::machine::answers::{SHOWN, plain};
 use crate::Response;
 use std::fmt;
 
-/// A failure, and what the answer that it comes from says: its Warning, its Reason, the extensions that it is about, and
-/// the options that offer those (D19)
+/// A failure, where the last request went, and what the answer says: the extensions that it is about, the options that
+/// offer those (D19), its Warning, its Reason
 pub(crate) struct Said<'a>(pub(crate) &'a Failure, pub(crate) Option<&'a Exchange>);
 
 impl fmt::Display for Said<'_> {
@@ -15,6 +15,9 @@ impl fmt::Display for Said<'_> {
         let Some(exchange) = self.1 else {
             return Ok(());
         };
+        if let Some(target) = &exchange.target {
+            write!(f, " at {target}")?;
+        }
         for (nth, tag) in exchange.extensions.iter().take(MOST).enumerate() {
             match (nth, self.0) {
                 (0, Failure::Rejected { code: 420, .. }) => f.write_str(" [Unsupported: ")?,

@@ -184,13 +184,13 @@ fn the_line_of_a_failure_has_what_the_answer_says_beside_its_code() {
         (
             Reply::status(421).header("Require", "x-lab, path"),
             &[][..],
-            "gave up: 421 Extension Required [Require: x-lab, path (option support_path)]; \
+            "gave up: 421 Extension Required at UDP 192.0.2.9:5060 [Require: x-lab, path (option support_path)]; \
              fatal_retry_interval is not set, not bound",
         ),
         (
             bad,
             &[("fatal", "60")],
-            "attempt failed: 420 Bad Extension [Unsupported: PATH (option support_path), x, a, b]; failure 1 of at \
+            "attempt failed: 420 Bad Extension at UDP 192.0.2.9:5060 [Unsupported: PATH (option support_path), x, a, b]; failure 1 of at \
              most 10 retries, next attempt in 60.0 s, not bound",
         ),
         (
@@ -198,29 +198,50 @@ fn the_line_of_a_failure_has_what_the_answer_says_beside_its_code() {
                 .header("Warning", warning)
                 .header("Reason", reason),
             &[],
-            "gave up: 403 Forbidden [Warning: 399 pbx.example.com \"contract ended\"] [Reason: \
+            "gave up: 403 Forbidden at UDP 192.0.2.9:5060 [Warning: 399 pbx.example.com \"contract ended\"] [Reason: \
              Q.850;cause=21;text=\"barred\"]; neither forbidden_retry_interval nor fatal_retry_interval is set, not bound",
         ),
         (
             Reply::status(503),
             &[("retry_interval", "0")],
-            "gave up: 503 Service Unavailable; neither retry_interval nor fatal_retry_interval is set, not bound",
+            "gave up: 503 Service Unavailable at UDP 192.0.2.9:5060; neither retry_interval nor fatal_retry_interval is set, not bound",
         ),
         (
             Reply::status(401),
             &[],
-            "gave up: challenge cannot be answered: no digest challenge; fatal_retry_interval is not set, not bound",
+            "gave up: challenge cannot be answered: no digest challenge at UDP 192.0.2.9:5060; fatal_retry_interval is not set, not bound",
+        ),
+        (
+            Reply::status(408).header("Warning", ""),
+            &[],
+            "attempt failed: 408 Request Timeout at UDP 192.0.2.9:5060; failure 1 of at most 10 retries, next attempt in \
+             60.0 s, not bound",
         ),
         // Names of the answer count where they explain it.
         (
             Reply::status(500).header("Require", "path"),
             &[],
-            "attempt failed: 500 Server Internal Error; failure 1 of at most 10 retries, next attempt in 60.0 s, not \
+            "attempt failed: 500 Server Internal Error at UDP 192.0.2.9:5060; failure 1 of at most 10 retries, next attempt in 60.0 s, not \
              bound",
         ),
     ] {
         assert_eq!(line_of(answer, lines), told);
     }
+}
+
+#[test]
+fn the_line_of_a_silence_says_where_the_request_went() {
+    let account = account(false).policy(Policy::asterisk());
+    let mut sim = Sim::new(built(account.max_random_initial_delay(Duration::ZERO)));
+    sim.advance(Duration::from_secs(1));
+    sim.all_sent();
+    sim.events();
+    sim.advance(Duration::from_secs(32));
+    assert_eq!(
+        sim.events()[0].to_string(),
+        "attempt failed: no answer at UDP 192.0.2.9:5060; failure 1 of at most 10 retries, next attempt in 60.0 s, not \
+         bound"
+    );
 }
 
 #[test]
