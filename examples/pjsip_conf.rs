@@ -11,10 +11,12 @@
 mod pjsip;
 
 use pjsip::{Names, Signal, Signals, Statsd, complain, say, show};
-use sip_registration::pjsip_conf::{Directory, Loaded, Running, Severity, Transports, load, table};
+use sip_registration::pjsip_conf::{
+    Directory, Loaded, Running, Severity, Transports, load_under, table,
+};
 use sip_registration::{
-    Agent, Clock, DnsResolver, Event, Host, InboundMessage, Match, Registrar, RegistrationId,
-    Removal, SystemClock,
+    Agent, Clock, DnsResolver, Event, Host, InboundFrom, InboundMessage, Match, Policy, Registrar,
+    RegistrationId, Removal, SystemClock,
 };
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -27,13 +29,15 @@ use tokio::sync::mpsc;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT] [--statsd IP:PORT]";
+const USAGE: &str = "pjsip_conf --config FILE [--check] [--nameserver IP:PORT] [--statsd IP:PORT] [--inbound-from WHOM]";
 const MEANING: &str = "\
 Keeps the registrations of a pjsip.conf alive, and un-registers them at the end.
   --config FILE         the pjsip.conf; what it includes is looked for beside it
   --check               lists what the file means and what is wrong with it, and registers nothing
   --nameserver IP:PORT  asks this name server, not those of the system
   --statsd IP:PORT      sends the gauges that Asterisk sends
+  --inbound-from WHOM   whose requests a registration gets: anywhere (with its line; the default, as in Asterisk),
+                        registrar (from the host it registers at), flow (on the way its REGISTERs go)
 Exit code: 0, 1 where --check found an error or nothing could be started, 2 for arguments that are none.
 SIGHUP reloads; SIGTERM and Ctrl-C end it within 35 s. Commands on standard input:";
 const HELP: &str = "show, show ID, json, json ID, register ID|*all, unregister ID|*all, refresh ID|*all, reload, quit";
@@ -53,6 +57,7 @@ struct Options {
     check: bool,
     nameserver: Option<SocketAddr>,
     statsd: Option<SocketAddr>,
+    inbound_from: Option<InboundFrom>,
 }
 
 /// Says whose request it is, and leaves the answer to the agent: 200 to OPTIONS, else 480.
@@ -123,7 +128,9 @@ async fn run(options: Options) -> Result<ExitCode> {
         .and_then(|name| name.to_str())
         .ok_or("--config names no file")?;
     let files = Directory::new(path.parent().unwrap_or_else(|| Path::new("")));
-    let loaded = load(&files, name);
+    let mut policy = Policy::asterisk();
+    policy.inbound_from = options.inbound_from.unwrap_or(policy.inbound_from);
+    let loaded = load_under(&files, name, policy);
     if options.check {
         return Ok(check(&loaded, &files));
     }
@@ -388,6 +395,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
             "--check" => options.check = true,
             "--nameserver" => options.nameserver = Some(address(&flag, &value()?)?),
             "--statsd" => options.statsd = Some(address(&flag, &value()?)?),
+            "--inbound-from" => options.inbound_from = Some(whom(&value()?)?),
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
@@ -395,6 +403,17 @@ fn parse(mut args: impl Iterator<Item = String>) -> std::result::Result<Options,
         return Err("--config is missing".to_owned());
     }
     Ok(options)
+}
+
+fn whom(text: &str) -> std::result::Result<InboundFrom, String> {
+    match text {
+        "anywhere" => Ok(InboundFrom::Anywhere),
+        "registrar" => Ok(InboundFrom::Registrar),
+        "flow" => Ok(InboundFrom::Flow),
+        _ => Err(format!(
+            "--inbound-from {text:?} is not anywhere, registrar or flow"
+        )),
+    }
 }
 
 fn address(flag: &str, text: &str) -> std::result::Result<SocketAddr, String> {

@@ -6,7 +6,7 @@ use super::grammar::{self, Parsed, Section};
 use super::objects::{self, AuthSection, Global, System, TransportSection};
 use super::reader::Reader;
 use super::registration::{self, Policies, RegistrationSection, Surroundings};
-use crate::{Credentials, Registration};
+use crate::{Credentials, Policy, Registration};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Loaded {
     diagnostics: Vec<Diagnostic>,
     /// Registrations whose new version was refused.
     kept: BTreeSet<Arc<str>>,
+    /// What the file has no option for; none is `Policy::asterisk()`.
+    policy: Option<Arc<Policy>>,
 }
 
 /// Loads a file and what it includes
@@ -35,6 +37,28 @@ pub struct Loaded {
 #[must_use]
 pub fn load(files: &dyn Files, path: &str) -> Loaded {
     Loader::new(grammar::parse(files, path), &Loaded::default()).run()
+}
+
+/// The same under a policy of one's own, in place of [`Policy::asterisk`]; [`Loaded::reload`] keeps it
+///
+/// It decides what the file has no option for, such as [`Policy::inbound_from`] or [`Policy::keep_transcript`]. Intervals
+/// and number of retries, `auth_rejection_permanent`, algorithms, the keep-alives of connections, T1, T2, timer F and the
+/// time to connect are the file's, or the defaults of its options.
+///
+/// ```
+/// use sip_registration::{InboundFrom, Policy};
+/// # use sip_registration::pjsip_conf::{Directory, load_under};
+/// let mut policy = Policy::asterisk();
+/// policy.inbound_from = InboundFrom::Flow;
+/// let loaded = load_under(&Directory::new("/etc/asterisk"), "pjsip.conf", policy);
+/// ```
+#[must_use]
+pub fn load_under(files: &dyn Files, path: &str, policy: Policy) -> Loaded {
+    let old = Loaded {
+        policy: Some(Arc::new(policy)),
+        ..Loaded::default()
+    };
+    Loader::new(grammar::parse(files, path), &old).run()
 }
 
 impl Loaded {
@@ -175,6 +199,7 @@ impl<'a> Loader<'a> {
         } = parsed;
         let new = Loaded {
             diagnostics,
+            policy: old.policy.clone(),
             ..Loaded::default()
         };
         Self {
@@ -351,12 +376,14 @@ impl<'a> Loader<'a> {
     }
 
     fn registrations(&mut self, sections: &[&Section]) {
+        let base = self.new.policy.as_deref().cloned();
+        let base = base.unwrap_or_else(Policy::asterisk);
         let mut around = Surroundings {
             auths: &self.new.auths,
             transports: &self.new.transports,
             endpoints: &self.new.endpoints,
             global: &self.new.global,
-            policies: Policies::new(&self.new.system, &self.new.global),
+            policies: Policies::new(base, &self.new.system, &self.new.global),
         };
         let mut accepted = BTreeMap::new();
         let mut refused = Vec::new();

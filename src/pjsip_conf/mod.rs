@@ -2,7 +2,8 @@
 //!
 //! [`load`] reads the file: templates, inheritance, includes and comments are understood, and what Asterisk refuses is
 //! refused, each object for itself. Every [`Diagnostic`] has file, line, section, option, value and rule; mistakes that
-//! Asterisk swallows are warnings. What is loaded runs under [`Policy::asterisk`](crate::Policy::asterisk).
+//! Asterisk swallows are warnings. What is loaded runs under [`Policy::asterisk`](crate::Policy::asterisk), or, by
+//! [`load_under`], under a policy of the host's where the file has no option.
 //! [`Loaded::reload`] and [`Loaded::plan`] say what a new version of the file takes, [`Running::apply`] does it.
 //!
 //! ```
@@ -88,7 +89,7 @@ mod transports;
 pub use diagnostic::{Diagnostic, Rule, Severity};
 pub use files::{Directory, Files};
 pub use gauges::Gauges;
-pub use loaded::{Loaded, load};
+pub use loaded::{Loaded, load, load_under};
 #[cfg(feature = "tls")]
 pub use objects::TlsFilesError;
 pub use objects::{AuthSection, Global, System, TlsFiles, TransportSection};

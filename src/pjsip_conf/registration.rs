@@ -56,8 +56,7 @@ struct Choice {
 }
 
 impl Policies {
-    pub(super) fn new(system: &System, global: &Global) -> Self {
-        let mut base = Policy::asterisk();
+    pub(super) fn new(mut base: Policy, system: &System, global: &Global) -> Self {
         base.timers.t1 = system.timer_t1;
         base.timers.t2 = base.timers.t2.max(system.timer_t1);
         base.timers.timer_f = system.timer_b;

@@ -8,11 +8,12 @@ mod softphone;
 
 use crate::caller::Caller;
 use crate::lab::Lab;
+use crate::ports::free_port;
 use sip_registration::{
     Agent, Credentials, Event, InboundMessage, Messages, Registration, RegistrationBuilder,
     RegistrationHandle, RegistrationId, Warning,
 };
-use softphone::{Folder, Softphone, Way, baresip, free_port, sipp, sipsak};
+use softphone::{Folder, Softphone, Way, baresip, sipp, sipsak};
 use std::time::Duration;
 use tokio::time::timeout;
 

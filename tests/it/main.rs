@@ -50,6 +50,8 @@ mod pjsip_terminal;
 mod pjsip_transports;
 #[cfg(all(target_os = "linux", feature = "tls"))]
 mod pjsip_trunks;
+#[cfg(feature = "tokio")]
+mod ports;
 #[cfg(all(feature = "tokio", target_os = "linux"))]
 mod relay;
 #[cfg(feature = "tokio")]

@@ -1,5 +1,6 @@
 //! The example `pjsip_conf` as somebody uses it: a file, a registrar, commands, signals.
 
+use crate::ports::free_port;
 use sip_registration::testkit::{Fault, TestServer};
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -46,9 +47,7 @@ impl Drop for Directory {
 }
 
 pub(crate) fn free() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a port")
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// The example at work; it ends with this value
@@ -301,6 +300,46 @@ async fn a_registrar_that_does_not_answer_any_more_does_not_hold_up_the_end() {
     server.stop().await;
 }
 
+/// Whoever has seen the token may use it, unless only the flow counts.
+#[tokio::test]
+#[ignore = "needs the example: cargo build --example pjsip_conf"]
+async fn a_stranger_with_the_token_is_matched_by_default_and_not_where_the_flow_counts() {
+    for (arguments, whose) in [
+        (&[][..], "registration alice, endpoint of-alice"),
+        (&["--inbound-from", "flow"], "no registration"),
+    ] {
+        let server = TestServer::new()
+            .user("alice", "s3cr3t")
+            .serve("127.0.0.1:0")
+            .await
+            .expect("a server");
+        let bind = free();
+        let directory = Directory::new("stranger");
+        let config = directory.write(&format!(
+            "[udp]\ntype=transport\nbind={bind}\n[alice]\ntype=registration\nserver_uri=sip:{}\n\
+             client_uri=sip:alice@example.com\nmax_random_initial_delay=0\noutbound_auth=a\nline=yes\n\
+             endpoint=of-alice\n[a]\ntype=auth\nusername=alice\npassword=s3cr3t\n",
+            server.addr()
+        ));
+        let mut program = Program::start(&config, arguments);
+        program.until("alice registered").await;
+        let contact = server.bindings("sip:alice@example.com")[0].contact.clone();
+        let stranger = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let request = format!(
+            "OPTIONS {contact} SIP/2.0\r\nVia: SIP/2.0/UDP {};branch=z9hG4bKs;rport\r\nMax-Forwards: 70\r\n\
+             From: <sip:x@example.com>;tag=1\r\nTo: <sip:alice@example.com>\r\nCall-ID: s\r\nCSeq: 1 OPTIONS\r\n\
+             Content-Length: 0\r\n\r\n",
+            stranger.local_addr().expect("bound")
+        );
+        stranger.send_to(request.as_bytes(), bind).expect("sent");
+        let line = program.until("OPTIONS from 127.0.0.1:").await;
+        assert!(line.ends_with(whose), "{line}");
+        program.signal("TERM").await;
+        assert_eq!(program.ended(PATIENCE).await, Some(0));
+        server.stop().await;
+    }
+}
+
 #[tokio::test]
 #[cfg(feature = "dns")]
 #[ignore = "needs dnsmasq and the example: cargo build --example pjsip_conf"]
@@ -344,6 +383,10 @@ async fn what_the_command_line_may_not_say_is_refused_with_the_usage() {
         (
             &["--statsd", "x:8125"],
             "--statsd \"x:8125\" is not an address and a port",
+        ),
+        (
+            &["--inbound-from", "friends"],
+            "--inbound-from \"friends\" is not anywhere, registrar or flow",
         ),
         (&["--verbose"], "unknown argument \"--verbose\""),
     ] {

@@ -1,6 +1,7 @@
 //! The transports of a `pjsip.conf` over real sockets: a reload replaces what has changed, and nobody else notices.
 
 use crate::pjsip_files::{Dice, File};
+use crate::ports::free_port;
 use sip_registration::pjsip_conf::{
     Reloaded, Rule, Running, Step, TransportError, TransportOutcome, Transports, load,
 };
@@ -12,11 +13,6 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn free() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("bound").port()
-}
 
 /// A program that runs a file: sections in the order of their names, transports first
 struct Program {
@@ -51,9 +47,9 @@ impl Program {
         let transport =
             |more: &str, port| format!("type=transport\nbind=127.0.0.1:{port}\n{more}\n");
         let mut sections = BTreeMap::new();
-        sections.insert("a-udp", transport("", free()));
-        sections.insert("b-udp", transport("", free()));
-        sections.insert("c-tcp", transport("protocol=tcp", free()));
+        sections.insert("a-udp", transport("", free_port()));
+        sections.insert("b-udp", transport("", free_port()));
+        sections.insert("c-tcp", transport("protocol=tcp", free_port()));
         let mut program = Self {
             sections,
             agent: Agent::builder()
@@ -196,7 +192,7 @@ async fn a_reload_replaces_the_transports_that_changed_and_nobody_else_sends_any
 
     // Asterisk keeps it unless it says so.
     let old = program.port("b-udp");
-    let new = free();
+    let new = free_port();
     program.set("b-udp", "bind", &format!("127.0.0.1:{new}"));
     let (said, reloaded) = program.reload().await;
     assert_eq!(said, [Rule::NotReloadable]);
@@ -338,7 +334,7 @@ async fn what_cannot_be_bound_is_told_and_the_old_one_goes_on() {
 async fn transports_come_with_their_registrations_and_go_after_them() {
     let mut program = Program::new().await;
     let before = program.settled().await;
-    let port = free();
+    let port = free_port();
     program
         .sections
         .insert("d-udp", format!("type=transport\nbind=127.0.0.1:{port}\n"));
@@ -458,14 +454,14 @@ async fn transports_accounts_and_commands_that_change_together_end_as_the_last_o
             match dice.below(5) {
                 0 | 1 => {
                     let name = ["a-udp", "b-udp", "c-tcp"][dice.index(3)];
-                    program.set(name, "bind", &format!("127.0.0.1:{}", free()));
+                    program.set(name, "bind", &format!("127.0.0.1:{}", free_port()));
                     changed.push(name);
                 }
                 2 => {
                     match there {
                         true => drop(program.sections.remove("d-udp")),
                         false => {
-                            let text = format!("type=transport\nbind=127.0.0.1:{}", free());
+                            let text = format!("type=transport\nbind=127.0.0.1:{}", free_port());
                             program.sections.insert("d-udp", text);
                         }
                     }
@@ -543,7 +539,7 @@ async fn transports_of_both_families_have_one_port_and_each_serves_its_own() {
                 .await;
             servers.push(server.expect("a server"));
         }
-        let port = free();
+        let port = free_port();
         let (v4, v6) = (format!("0.0.0.0:{port}"), format!("[::]:{port}"));
         let (first, second) = if swapped { (&v6, &v4) } else { (&v4, &v6) };
         let mut text = String::new();

@@ -4,10 +4,11 @@
 use crate::lab::Lab;
 use crate::misreg::server::Misreg;
 use crate::pjsip_example::{Directory, Program};
+use crate::ports::free_port;
 use crate::relay::{Nat, TcpRelay};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -188,19 +189,6 @@ fn user(name: &str) -> String {
         "proxy" => "openproxy-trunks".to_owned(),
         "two-auths" => "both-trunks".to_owned(),
         _ => format!("alice-trunks-{name}"),
-    }
-}
-
-/// One that nobody has on either loopback address, over UDP or TCP.
-fn free_port() -> u16 {
-    loop {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let port = socket.local_addr().expect("bound").port();
-        if UdpSocket::bind((Ipv6Addr::LOCALHOST, port)).is_ok()
-            && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-        {
-            return port;
-        }
     }
 }
 

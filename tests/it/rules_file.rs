@@ -2,7 +2,7 @@
 //! whatever the answers, the next REGISTER is when the model says, or there is none.
 
 use assert_matches::assert_matches;
-use sip_registration::pjsip_conf::{Files, load};
+use sip_registration::pjsip_conf::{Files, Loaded, load, load_under};
 use sip_registration::testkit::{Reply, SentRequest, Sim};
 use sip_registration::*;
 use std::io;
@@ -350,4 +350,39 @@ fn a_server_that_asks_for_time_beside_one_that_does_not_is_asked_after_the_inter
         sim.reply(&second, Reply::status(503).header("Retry-After", "120"));
         next(&mut sim, after, "both failed");
     }
+}
+
+/// What a file has no option for is the host's to say; what it has one for is the file's.
+#[test]
+fn a_policy_of_ones_own_decides_what_the_file_has_no_option_for() {
+    const PLAIN: &str = "[udp]\ntype=transport\nbind=0.0.0.0\n[a]\ntype=registration\nserver_uri=sip:192.0.2.9\nclient_uri=sip:a@example.com\n";
+    let mut policy = Policy::persistent();
+    policy.inbound_from = InboundFrom::Flow;
+    policy.keep_transcript = true;
+    let mut text = PLAIN.to_owned();
+    let mut loaded = load_under(&File(text.clone()), "pjsip.conf", policy);
+    for round in 0..2 {
+        let now = policy_in(&loaded);
+        assert_eq!(now.inbound_from, InboundFrom::Flow, "{round}");
+        assert!(now.keep_transcript, "{round}");
+        let retry = secs(60 + 30 * round);
+        assert_eq!(
+            now.retry.retry_interval, retry,
+            "the file's, or its default"
+        );
+        assert_eq!(now.retry.max_retries, Some(10));
+        text.push_str("retry_interval=90\n");
+        loaded = loaded.reload(&File(text.clone()), "pjsip.conf");
+    }
+    // A file that cannot be read changes nothing of that either.
+    let broken = loaded.reload(&File("[a".to_owned()), "pjsip.conf");
+    let again = broken.reload(&File(text), "pjsip.conf");
+    assert_eq!(policy_in(&again).inbound_from, InboundFrom::Flow);
+    let plain = load(&File(PLAIN.to_owned()), "pjsip.conf");
+    assert_eq!(policy_in(&plain).inbound_from, InboundFrom::Anywhere);
+}
+
+fn policy_in(loaded: &Loaded) -> Policy {
+    let (_, registration) = loaded.registrations().next().expect("one");
+    Policy::clone(registration.policy())
 }

@@ -3,13 +3,13 @@
 //! A scenario is one call, so one Call-ID throughout; a message that comes while it pauses fails it. Each is played over
 //! UDP and TCP, IPv4 and IPv6.
 
+use crate::ports::free_port;
 use sip_registration::{
     Agent, Credentials, Policy, Registration, RegistrationBuilder, SecurityNegotiation,
 };
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -54,19 +54,6 @@ const HELD: &[&str] = &[
     "given_up",
 ];
 
-/// One below the ephemeral ports, that nobody has over UDP or TCP
-fn free_port(ip: IpAddr) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 500) as u16 * 2;
-    (0..1000)
-        .map(|_| 18_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 1000)
-        .find(|port| {
-            let address = SocketAddr::new(ip, *port);
-            UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok()
-        })
-        .expect("a free port")
-}
-
 fn sipp(scenario: &str, over: Over, port: u16) -> Child {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/sipp")
@@ -101,7 +88,7 @@ async fn play(
     hold: Duration,
     change: fn(RegistrationBuilder) -> RegistrationBuilder,
 ) {
-    let port = free_port(over.ip);
+    let port = free_port();
     let server = sipp(scenario, over, port);
     // It says nothing when it is ready; UDP would be sent again, TCP would be refused.
     for _ in 0..100 {

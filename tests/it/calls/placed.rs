@@ -3,8 +3,9 @@
 //! The host takes everything from its [`WayOut`]; whom it calls is SIPp, which sends BYE to the Contact it was given.
 
 use super::PATIENCE;
-use super::softphone::{Folder, Way, free_port, scenario};
+use super::softphone::{Folder, Way, scenario};
 use crate::lab::Lab;
+use crate::ports::free_port;
 use bytes::Bytes;
 use sip_registration::{
     Agent, Credentials, InboundMessage, InstanceId, Messages, Protocol, Registrar, Registration,

@@ -2,9 +2,9 @@
 
 use super::PATIENCE;
 use crate::lab::Lab;
+use crate::ports::free_port;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU16, Ordering};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -239,14 +239,4 @@ pub(super) async fn baresip(user: &str, folder: &Path) -> String {
     let output = timeout(PATIENCE, run).await.expect("baresip ends");
     let output = output.expect("baresip runs (package baresip-core)");
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-/// One below the ephemeral ports, that nobody has over UDP
-pub(super) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 500) as u16 * 2;
-    (0..1000)
-        .map(|_| 19_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 1000)
-        .find(|port| std::net::UdpSocket::bind(("127.0.0.1", *port)).is_ok())
-        .expect("a free port")
 }

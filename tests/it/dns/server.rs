@@ -1,17 +1,16 @@
 //! Name servers on loopback: dnsmasq, and one of our own that misbehaves
 
+use crate::ports::free_port;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// Where ports are looked for: below the ephemeral ones, and below those of `lab.rs`
-const PORTS: std::ops::Range<u16> = 11_000..19_000;
 /// How often a port that was free a moment ago may turn out to be taken
 const STARTS: u32 = 8;
 
@@ -41,7 +40,7 @@ impl Dnsmasq {
             "dnsmasq is missing: these tests need the package dnsmasq-base"
         );
         for _ in 0..STARTS {
-            let address = SocketAddr::new(ip, free_port(ip));
+            let address = SocketAddr::new(ip, free_port());
             let name = format!("sr-dns-{}-{}", std::process::id(), address.port());
             let mut server = Self {
                 address,
@@ -125,20 +124,6 @@ impl Drop for Dnsmasq {
 fn root() -> bool {
     let id = Command::new("id").arg("-u").output();
     id.is_ok_and(|id| id.stdout.starts_with(b"0\n"))
-}
-
-/// A port that is free on UDP and TCP, and that no other test of this process was given
-fn free_port(ip: IpAddr) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let span = PORTS.end - PORTS.start;
-    let start = (std::process::id() % u32::from(span)) as u16;
-    (0..span)
-        .map(|_| {
-            let step = NEXT.fetch_add(1, Ordering::Relaxed);
-            PORTS.start + (start + step.wrapping_mul(7) % span) % span
-        })
-        .find(|port| UdpSocket::bind((ip, *port)).is_ok() && TcpListener::bind((ip, *port)).is_ok())
-        .expect("a free port")
 }
 
 fn answers(server: SocketAddr) -> bool {

@@ -1,11 +1,10 @@
 //! The misbehaving registrar, run by the tests that need it
 
+use crate::ports::free_port;
 use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A misbehaving registrar; it ends with this value, or with this process
 pub(crate) struct Misreg {
@@ -15,19 +14,6 @@ pub(crate) struct Misreg {
     certificate: Arc<Certificate>,
     log: PathBuf,
     held: Child,
-}
-
-/// One below the ephemeral ports, that nobody has over UDP or TCP
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() % 500) as u16 * 2;
-    (0..1500)
-        .map(|_| 31_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 1500)
-        .find(|port| {
-            let address = (Ipv4Addr::LOCALHOST, *port);
-            UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok()
-        })
-        .expect("a free port")
 }
 
 /// One line of its log
