@@ -140,6 +140,18 @@
 #![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/stack.md"))]
 #![cfg_attr(all(doctest, feature = "tokio"), doc = include_str!("../docs/testing.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Nothing that comes in ends the program: only tests panic, and what is for tests.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::panic,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 #[cfg(feature = "tokio")]
 mod agent;
@@ -153,6 +165,7 @@ mod resolve;
 #[cfg(feature = "rsip-0_4")]
 pub mod rsip_0_4;
 #[cfg(feature = "testkit")]
+#[allow(clippy::expect_used, clippy::panic, reason = "it is for tests")]
 pub mod testkit;
 mod traits;
 #[cfg(feature = "tokio")]

@@ -193,6 +193,14 @@ async fn calls_are_taken_by_either_of_two_edges() {
 
 // ---- whose call it is
 
+async fn registered(agent: &Agent, account: RegistrationBuilder) -> RegistrationHandle {
+    let account = account.build().expect("a good configuration");
+    let handle = agent.add(account).await.expect("a registration");
+    let registered = timeout(PATIENCE, handle.registered()).await;
+    registered.expect("in time").expect("registered");
+    handle
+}
+
 /// One agent with one UDP socket, and the accounts on it
 struct Office {
     agent: Agent,
@@ -208,11 +216,7 @@ impl Office {
     }
 
     async fn add(&self, account: RegistrationBuilder) -> RegistrationHandle {
-        let account = account.build().expect("a good configuration");
-        let handle = self.agent.add(account).await.expect("a registration");
-        let registered = timeout(PATIENCE, handle.registered()).await;
-        registered.expect("in time").expect("registered");
-        handle
+        registered(&self.agent, account).await
     }
 
     /// Somebody writes to a user at a registrar, and it is answered; whose it was, and what came.

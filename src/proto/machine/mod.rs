@@ -15,10 +15,12 @@
 pub(super) mod answers;
 mod beside;
 mod certificates;
+mod challenges;
 mod commands;
 mod contract;
 mod cycle;
 mod outcome;
+mod request;
 mod seldom;
 mod surroundings;
 mod untried;

@@ -54,15 +54,17 @@ impl Groups {
         self.by_id.values_mut().for_each(Group::network_changed);
     }
 
-    /// Whether another flow of the same registration is up (RFC 5626 §4.5).
-    pub(super) fn another_is_up(&self, id: RegistrationId) -> bool {
-        self.of(self.owner(id))
-            .is_some_and(|group| group.another_is_up(id))
+    /// Whether another flow of the same registration is up (RFC 5626 §4.5), and whether the registrar has said to one of
+    /// them that it knows them from one another.
+    pub(super) fn beside(&self, id: RegistrationId) -> (bool, bool) {
+        let group = self.of(self.owner(id));
+        group.map_or((false, false), |group| {
+            (group.another_is_up(id), group.is_outbound())
+        })
     }
 
-    /// Whether the registrar has said to one of its flows that it knows them from one another.
-    pub(super) fn is_outbound(&self, id: RegistrationId) -> bool {
-        self.of(self.owner(id)).is_some_and(Group::is_outbound)
+    pub(super) fn another_is_up(&self, id: RegistrationId) -> bool {
+        self.beside(id).0
     }
 }
 

@@ -525,8 +525,7 @@ impl Pool {
         // Only a flow lets a new request through where requests are paced; others are sent again (D16).
         let again = !matches!(input, Input::Opened { .. });
         let mut outputs = self.scratch.pop().unwrap_or_default();
-        let others_hold = self.groups.another_is_up(id);
-        let outbound = self.groups.is_outbound(id);
+        let (others_hold, outbound) = self.groups.beside(id);
         if matches!(input, Input::Response(_)) {
             self.show_beside(id);
         }

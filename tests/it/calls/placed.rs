@@ -2,8 +2,8 @@
 //!
 //! The host takes everything from its [`WayOut`]; whom it calls is SIPp, which sends BYE to the Contact it was given.
 
-use super::PATIENCE;
 use super::softphone::{Folder, Way, scenario};
+use super::{PATIENCE, registered};
 use crate::lab::Lab;
 use crate::ports::free_port;
 use bytes::Bytes;
@@ -163,11 +163,7 @@ impl Host {
     }
 
     async fn add(&self, account: RegistrationBuilder) -> RegistrationHandle {
-        let account = account.build().expect("a good configuration");
-        let handle = self.agent.add(account).await.expect("a registration");
-        let registered = timeout(PATIENCE, handle.registered()).await;
-        registered.expect("in time").expect("registered");
-        handle
+        registered(&self.agent, account).await
     }
 
     /// Places a call, which is answered, and acknowledges the answer; its Call-ID.
