@@ -1,11 +1,13 @@
 //! A file, loaded: its objects, what was refused, and what of a running version is kept.
 
+use super::auth::{self, AuthSection};
 use super::diagnostic::{Diagnostic, Rule, Severity};
 use super::files::Files;
 use super::grammar::{self, Parsed, Section};
-use super::objects::{self, AuthSection, Global, System, TransportSection};
+use super::objects::{self, Global, System};
 use super::reader::Reader;
 use super::registration::{self, Policies, RegistrationSection, Surroundings};
+use super::transport::{self, TransportSection};
 use crate::{Credentials, Policy, Registration};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -315,7 +317,7 @@ impl<'a> Loader<'a> {
         }
         for section in sections {
             let mut reader = Reader::new(section, "auth", &mut self.new.diagnostics);
-            let auth = objects::auth(&mut reader, &self.new.global);
+            let auth = auth::auth(&mut reader, &self.new.global);
             // None is taken; what else is wrong with them is told all the same.
             if duplicate {
                 continue;
@@ -339,7 +341,7 @@ impl<'a> Loader<'a> {
         for section in sections {
             let before = self.new.diagnostics.len();
             let mut reader = Reader::new(section, "transport", &mut self.new.diagnostics);
-            let read = objects::transport(&mut reader);
+            let read = transport::transport(&mut reader);
             if duplicate {
                 continue;
             }

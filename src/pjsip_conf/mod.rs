@@ -73,6 +73,7 @@
 //! # }
 //! ```
 
+mod auth;
 mod diagnostic;
 mod files;
 mod gauges;
@@ -83,18 +84,21 @@ mod reader;
 mod registration;
 mod reload;
 mod show;
+mod transport;
 #[cfg(feature = "tokio")]
 mod transports;
 
+pub use auth::AuthSection;
 pub use diagnostic::{Diagnostic, Rule, Severity};
 pub use files::{Directory, Files};
 pub use gauges::Gauges;
 pub use loaded::{Loaded, load, load_under};
-#[cfg(feature = "tls")]
-pub use objects::TlsFilesError;
-pub use objects::{AuthSection, Global, System, TlsFiles, TransportSection};
+pub use objects::{Global, System};
 pub use registration::RegistrationSection;
 pub use reload::{Applied, Plan, Running, Step};
 pub use show::{AuthDetail, Live, RegistrationDetail, table};
+#[cfg(feature = "tls")]
+pub use transport::TlsFilesError;
+pub use transport::{TlsFiles, TransportSection};
 #[cfg(feature = "tokio")]
 pub use transports::{Reloaded, TransportError, TransportOutcome, Transports};

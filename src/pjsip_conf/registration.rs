@@ -1,8 +1,10 @@
 //! The section `type=registration`: its 22 options, and what of the file they name.
 
+use super::auth::AuthSection;
 use super::diagnostic::Rule;
-use super::objects::{AuthSection, Global, System, TransportSection};
+use super::objects::{Global, System};
 use super::reader::Reader;
+use super::transport::TransportSection;
 use crate::config::syntax;
 use crate::{
     Algorithm, BuildError, ConfigWarning, Credentials, Mechanism, Policy, Protocol, Registration,

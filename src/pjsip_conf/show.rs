@@ -1,7 +1,7 @@
 //! What `pjsip show registrations`, `pjsip show registration` and AMI's `OutboundRegistrationDetail` tell, and more.
 
+use super::auth::AuthSection;
 use super::loaded::Loaded;
-use super::objects::AuthSection;
 use super::registration::RegistrationSection;
 use crate::proto::Said;
 use crate::{Activity, Registration, Status, Transcript};

@@ -2,8 +2,8 @@
 
 use super::files::Files;
 use super::loaded::Loaded;
-use super::objects::TransportSection;
 use super::reload::{Applied, Running};
+use super::transport::TransportSection;
 use crate::{
     Agent, AgentBuilder, AgentError, FlowError, Protocol, RegisterError, TcpTransport, UdpTransport,
 };
@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 #[cfg(feature = "tls")]
-use {super::objects::TlsFilesError, crate::TlsError, crate::TlsTransport};
+use {super::transport::TlsFilesError, crate::TlsError, crate::TlsTransport};
 
 /// The transports that an [`Agent`] has from a file (feature `tokio`)
 ///
